@@ -1,0 +1,188 @@
+"""Which rows form which micro-batch, and how they are padded.
+
+The order is a pure function of `(seed, epoch)`: nothing to save, nothing to restore. An epoch is
+a list of global batches (the rows of one update, over all processes), each a list of micro-batches
+(the rows of one forward pass on one process). Every row appears exactly once per epoch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+Rows = list[int]
+
+# Global batches within whose rows are sorted by length. Fewer leave more padding; more leave
+# less chance in who meets whom. At 50, MRPC at 32 rows pads 1% to 2% of its tokens.
+WINDOW = 50
+
+# The label of a row that fills up a micro-batch: no loss, no gradient, no metric.
+IGNORED = -100
+
+
+def global_batches(
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    num_micro_batches: int,
+    length_grouping: bool = True,
+) -> list[list[Rows]]:
+    """The global batches of one epoch, in order, each cut into its micro-batches.
+
+    Rows are shuffled and, within windows of `WINDOW` global batches, sorted by length; the
+    order of the batches is then shuffled. Batches are cut evenly, as `numpy.array_split` does:
+    3,668 rows at 32 are 115 batches of 31 or 32, not 114 and a stub of 20. Within a batch the
+    rows are dealt like cards, so its micro-batches differ by one row and few tokens, and no
+    process waits for another. The batch with the longest rows comes first, so that a run that
+    does not fit into memory ends at once.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a global batch at the most.
+        num_micro_batches: processes x accumulation. With fewer rows than that in a batch, some
+            of its micro-batches are empty.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    num_batches = -(-len(order) // batch_size)
+    cuts = np.cumsum([len(part) for part in np.array_split(order, num_batches)])[:-1]
+    if length_grouping:
+        tokens = np.asarray(lengths)
+        num_windows = max(1, round(num_batches / WINDOW))
+        starts = [part[0] for part in np.array_split(np.arange(num_batches), num_windows)]
+        edges = np.concatenate([[0], cuts])[starts[1:]]
+        windows = np.split(order, edges)
+        order = np.concatenate([rows[np.argsort(tokens[rows], kind="stable")] for rows in windows])
+    batches: list[NDArray[np.int64]] = np.split(order, cuts)
+    if length_grouping:
+        batches = [batches[index] for index in generator.permutation(num_batches)]
+        longest = max(range(num_batches), key=lambda index: int(tokens[batches[index]].max()))
+        batches.insert(0, batches.pop(longest))
+    return [
+        [rows[first::num_micro_batches].tolist() for first in range(num_micro_batches)]
+        for rows in batches
+    ]
+
+
+def evaluation_batches(
+    lengths: Sequence[int], *, batch_size: int, num_processes: int
+) -> list[Rows]:
+    """Every row once, longest first, in equally many batches for each process.
+
+    Evenly cut, so with fewer rows than processes some batches are empty: a process must not
+    leave the others waiting in a forward pass that communicates.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    rounds = -(-len(order) // (batch_size * num_processes))
+    return [rows.tolist() for rows in np.array_split(order, max(1, rounds) * num_processes)]
+
+
+class MicroBatches(Sampler[Rows]):
+    """A batch sampler over the micro-batches of an epoch, from any update to any other.
+
+    Accelerate deals its batches round robin to the processes, whatever their sizes, as long as
+    `batch_size` is None and `even_batches` is False (accelerate 1.15, `BatchSamplerShard`).
+
+    Args:
+        plan: the global batches of an epoch, from its number.
+    """
+
+    batch_size = None
+    drop_last = False
+
+    def __init__(self, plan: Callable[[int], list[list[Rows]]]) -> None:
+        self.plan = plan
+        self.start(epoch=0)
+
+    def start(self, *, epoch: int, first: int = 0, last: int | None = None) -> list[list[Rows]]:
+        """The global batches `first` to `last` of `epoch`; the next iteration yields these."""
+        self.batches = self.plan(epoch)[first:last]
+        return self.batches
+
+    def __iter__(self) -> Iterator[Rows]:
+        for batch in self.batches:
+            yield from batch
+
+    def __len__(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+
+@dataclasses.dataclass
+class PaddedBatches:
+    """Collates rows through `DataCollatorWithPadding`, and fills up what must not be empty.
+
+    A filling row is `[CLS] [SEP]` with the label `IGNORED` and the row number -1. Where compiled
+    shapes matter (TPU, CUDA graphs), `num_rows` and `lengths` leave few of them.
+
+    Args:
+        pad: the collator that pads; its own length is the longest row.
+        filling: a tokenised empty row.
+        num_rows: fill up to this many rows.
+        lengths: pad to the first of these ascending lengths that fits; empty: to the longest row.
+    """
+
+    pad: DataCollatorWithPadding
+    filling: dict[str, Any]
+    num_rows: int = 1
+    lengths: tuple[int, ...] = ()
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Tensors of shape (rows, longest) for the model, and `labels` and `row` of (rows,)."""
+        rows = rows + [self.filling] * (self.num_rows - len(rows))
+        if self.lengths:
+            longest = max(len(row["input_ids"]) for row in rows)
+            self.pad.max_length = next(size for size in self.lengths if size >= longest)
+        return dict(self.pad(rows))
+
+
+def collator(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    columns: Sequence[str],
+    max_length: int,
+    pad_to_max_length: bool,
+    num_rows: int | None = None,
+) -> PaddedBatches:
+    """The collator of a run.
+
+    Args:
+        columns: what the tokenised rows hold for the model (`input_ids`, ...).
+        num_rows: rows of every micro-batch where compiled shapes matter; None elsewhere. Lengths
+            are then multiples of a quarter of `max_length`.
+    """
+    empty = tokenizer("", truncation=True, max_length=max_length)
+    filling = {name: empty[name] for name in columns} | {"labels": IGNORED, "row": -1}
+    lengths: tuple[int, ...] = ()
+    if num_rows is not None and not pad_to_max_length:
+        lengths = tuple(-(-max_length * quarter // 4) for quarter in (1, 2, 3, 4))
+    fixed = pad_to_max_length or bool(lengths)
+    pad = DataCollatorWithPadding(
+        tokenizer,
+        padding="max_length" if fixed else "longest",
+        max_length=max_length if fixed else None,
+    )
+    return PaddedBatches(pad, filling, num_rows or 1, lengths)
+
+
+def padding_share(lengths: Sequence[int], batches: Sequence[Rows]) -> float:
+    """Fraction of the tokens of `batches` that is padding, each padded to its longest row."""
+    tokens = np.asarray(lengths)
+    padded = sum(len(rows) * int(tokens[rows].max()) for rows in batches if rows)
+    real = sum(int(tokens[rows].sum()) for rows in batches)
+    return 1 - real / padded
+
+
+def dropout_seed(seed: int, update: int, micro_batch: int, process_index: int) -> int:
+    """The 32-bit seed of the generators for one forward pass, so that none needs saving.
+
+    Source: NumPy's SeedSequence, which mixes its entropy so that close numbers give far seeds.
+    """
+    entropy = np.random.SeedSequence([seed, update, micro_batch, process_index])
+    return int(entropy.generate_state(1)[0])

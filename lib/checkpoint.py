@@ -1,0 +1,117 @@
+"""Checkpoints: what training computed, and nothing that follows from the configuration."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lib.errors import InputError
+from lib.output import CONFIG_FILE, replacing, write_json, writing
+
+STATE_FILE = "training_state.json"
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """What a run has computed besides weights and moments.
+
+    `update` counts the updates done. `best_score` is that of the metric that chooses, at
+    `best_update`; `num_worse` counts the evaluations since then.
+    """
+
+    update: int = 0
+    best_score: float | None = None
+    best_update: int = 0
+    num_worse: int = 0
+
+    def is_best(self, score: float, *, lower: bool) -> bool:
+        """Take note of an evaluation after this update; whether its score is the best so far.
+
+        Of equal scores the first is the best.
+        """
+        best = self.best_score
+        if best is None or (score < best if lower else score > best):
+            self.best_score, self.best_update, self.num_worse = score, self.update, 0
+            return True
+        self.num_worse += 1
+        return False
+
+
+def interval(checkpointing_steps: str | None, updates_per_epoch: int) -> int | None:
+    """Updates between two checkpoints; None for no checkpoints."""
+    if checkpointing_steps is None:
+        return None
+    return updates_per_epoch if checkpointing_steps == "epoch" else int(checkpointing_steps)
+
+
+def save_checkpoint(folder: Path, accelerator: Accelerator, state: TrainingState) -> None:
+    """Write weights, moments and state to `folder`, which is complete or does not exist.
+
+    All processes call this: sharded weights are written by all of them.
+    """
+    beside = folder.with_name(f".{folder.name}.writing")
+    if accelerator.is_main_process:
+        with replacing(folder) as beside:
+            accelerator.save_state(str(beside))
+            write_json(beside / STATE_FILE, dataclasses.asdict(state))
+    else:
+        accelerator.save_state(str(beside))
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(folder: Path, accelerator: Accelerator) -> TrainingState:
+    """Load weights and moments into what the accelerator prepared, and return the state.
+
+    Raises:
+        InputError: the folder is not a checkpoint of this script.
+    """
+    state = read_state(folder)
+    accelerator.load_state(str(folder))
+    return state
+
+
+def read_state(folder: Path) -> TrainingState:
+    """The state of a checkpoint.
+
+    Raises:
+        InputError: the folder is not a checkpoint of this script.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise InputError(
+            f"--resume_from_checkpoint {folder} is not a checkpoint of this script: no {STATE_FILE}"
+        )
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return TrainingState(**content)
+
+
+def export(
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write the model and its tokenizer to `folder`, as `from_pretrained` reads them.
+
+    All processes call this: sharded weights are gathered. Each file is replaced at once.
+    """
+    weights = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        plain = accelerator.unwrap_model(model, keep_torch_compile=False)
+        with writing(folder), tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as beside:
+            plain.save_pretrained(
+                beside,
+                state_dict={name.removeprefix("_orig_mod."): w for name, w in weights.items()},
+            )
+            tokenizer.save_pretrained(beside)
+            for file in Path(beside).iterdir():
+                # safetensors makes its files private; others may read what may be read in here.
+                shutil.copymode(folder / CONFIG_FILE, file)
+                file.replace(folder / file.name)
+    accelerator.wait_for_everyone()

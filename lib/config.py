@@ -1,0 +1,381 @@
+"""The configuration: one flat, frozen dataclass, read from flags and checked before anything else.
+
+Nothing heavy is imported here, so that `--help` and a wrong flag are answered at once.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.errors import InputError
+from lib.tasks import TASKS
+
+DEFAULT_TRAIN_BATCH_SIZE = 32
+
+
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune a BERT on GLUE/MRPC, another GLUE task, or sentence pairs of your own.
+
+    accelerate launch train_mrpc.py                       the real thing
+    accelerate launch train_mrpc.py --demo                a minute, with nothing to download
+    accelerate launch train_mrpc.py --dry_run             what a run would do; writes nothing
+    accelerate launch train_mrpc.py --config config.yaml  flags from a file, under those given here
+    """
+
+    # ------------------------------------------------------------------------------ data
+    demo: bool = False
+    """Use the built-in corpus and tiny model: no download, no account. Other flags still win."""
+    task_name: str | None = None
+    """GLUE task: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. Default: mrpc, unless
+    --train_file is given."""
+    dataset_name: str = "nyu-mll/glue"
+    """A dataset on the hub that has the task's configuration, or a local folder: Parquet files
+    named after their splits, or a saved DatasetDict."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of the dataset on the hub."""
+    train_file: str | None = None
+    """CSV, TSV, JSON Lines, JSON or Parquet file with the training rows."""
+    validation_file: str | None = None
+    """The same for the rows that the run evaluates on and chooses the best model by."""
+    test_file: str | None = None
+    """The same for rows to predict; their labels, if any, are scored but never used to choose."""
+    text_columns: tuple[str, ...] = ()
+    """One or two names of text columns, if not the task's own (sentence1 sentence2)."""
+    label_column: str = "label"
+    """Name of the label column: integers or strings for classes, decimals for a score."""
+    max_length: int = 128
+    """Longest row in tokens; what is longer is truncated."""
+    pad_to_max_length: bool = False
+    """Pad every row to --max_length instead of the longest of its micro-batch."""
+    max_train_samples: int | None = None
+    """Use only the first N training rows."""
+    max_eval_samples: int | None = None
+    """Use only the first N validation rows."""
+    max_predict_samples: int | None = None
+    """Use only the first N test rows."""
+    dataloader_num_workers: int = 0
+    """Processes that make batches beside each training process; 0 makes them in place."""
+
+    # ----------------------------------------------------------------------------- model
+    model_name_or_path: str = "google-bert/bert-base-uncased"
+    """A model on the hub, or a local folder."""
+    model_revision: str | None = None
+    """Branch, tag or commit of the model on the hub."""
+    use_slow_tokenizer: bool = False
+    """Use the tokenizer that is written in Python."""
+    trust_remote_code: bool = False
+    """Let a model on the hub bring code of its own, and execute it. Off unless you ask for it."""
+    ignore_mismatched_sizes: bool = False
+    """Replace a classifier that has another number of labels by a new one."""
+
+    # -------------------------------------------------------------------------- training
+    train_batch_size: int | None = None
+    """Rows of one update over all processes (global batch). Default: 32, unless
+    --per_device_train_batch_size is given."""
+    per_device_train_batch_size: int | None = None
+    """Rows of one forward pass on one process (micro-batch) at the most. Given without
+    --train_batch_size, the global batch is this x accumulation x processes."""
+    gradient_accumulation_steps: int | None = None
+    """Micro-batches that each process accumulates for one update. Default: as few as fit."""
+    per_device_eval_batch_size: int = 32
+    """Rows of one forward pass on one process when evaluating."""
+    length_grouping: bool = True
+    """Form batches of rows of similar length, which saves padding. Off: plain shuffling."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay; not applied to biases and normalisation weights."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the mean of the gradient."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the mean of the squared gradient."""
+    adam_epsilon: float = 1e-8
+    """AdamW's term for numerical stability."""
+    max_grad_norm: float = 1.0
+    """Clip the norm of the gradient to this; 0 does not clip."""
+    num_train_epochs: int = 3
+    """Passes over the training rows."""
+    max_train_steps: int | None = None
+    """Number of updates in all; overrides --num_train_epochs."""
+    lr_scheduler_type: str = "linear"
+    """linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup."""
+    num_warmup_steps: int | None = None
+    """Updates over which the learning rate rises from 0; overrides --warmup_ratio."""
+    warmup_ratio: float = 0.1
+    """The same as a fraction of all updates."""
+    layerwise_lr_decay: float = 1.0
+    """Learning rate of a layer relative to that of the layer above it; 1 is the same for all."""
+    reinit_layers: int = 0
+    """Start this many of the top encoder layers, and the pooler, from random weights."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that is spread over all classes."""
+    seed: int = 42
+    """Decides the order of rows, the dropout and the new weights."""
+
+    # ------------------------------------------------------------------------ evaluation
+    eval_every: int | None = None
+    """Evaluate every N updates, and at the end. Default: after each epoch."""
+    metric_for_best_model: str | None = None
+    """Metric that chooses the best model. Default: the mean of the task's metrics, as GLUE scores
+    it; loss: the lowest."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations in a row without a better score."""
+
+    # ---------------------------------------------------------------------------- output
+    output_dir: str = "outputs/mrpc"
+    """Folder for the best model and all results."""
+    overwrite_output_dir: bool = False
+    """Start anew in a folder that holds another run; replaces only files that this script wrote."""
+    checkpointing_steps: str | None = None
+    """Save a checkpoint every N updates (a number), or after each epoch (epoch)."""
+    resume_from_checkpoint: str | None = None
+    """Go on from this checkpoint folder."""
+    logging_steps: int = 10
+    """Updates between two lines in metrics.jsonl, and in a log without a terminal."""
+    dry_run: bool = False
+    """Print what the run would do, do one forward and backward pass, and write nothing."""
+    config: str | None = None
+    """A YAML file of these fields; flags on the command line win over it."""
+
+    # -------------------------------------------------------------------- trackers and hub
+    with_tracking: bool = False
+    """Log to the trackers of --report_to as well."""
+    report_to: tuple[str, ...] = ()
+    """Trackers: wandb, tensorboard, trackio, all or none. Naming one turns tracking on."""
+    push_to_hub: bool = False
+    """Upload the finished model to the hub."""
+    hub_model_id: str | None = None
+    """Repository on the hub. Default: the name of --output_dir under your account."""
+    hub_token: str | None = dataclasses.field(default=None, repr=False)
+    """Token for the hub; better given as HF_TOKEN in the environment. Never written anywhere."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name))
+        for name, (low, high, remedy) in RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not low <= value <= high:
+                rule = f"lie in [{low:g}, {high:g}]" if high < math.inf else f"be at least {low:g}"
+                raise InputError(f"--{name} must {rule}, got {value:g}: {remedy}")
+        self._check_choices()
+        self._check_files()
+        self._check_steps()
+
+    def _check_choices(self) -> None:
+        if self.task_name is not None:
+            _check_choice("task_name", self.task_name, tuple(TASKS))
+        _check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        for name in self.report_to:
+            _check_choice("report_to", name, ("wandb", "tensorboard", "trackio", "all", "none"))
+        if len(self.text_columns) > 2:
+            raise InputError(
+                f"--text_columns takes one or two names, got {len(self.text_columns)}: "
+                f"{', '.join(self.text_columns)}"
+            )
+
+    def _check_files(self) -> None:
+        files = {
+            name: value
+            for name in ("train_file", "validation_file", "test_file")
+            if (value := getattr(self, name)) is not None
+        }
+        if files and self.train_file is None:
+            given = " and ".join(f"--{name}" for name in files)
+            raise InputError(f"{given} without --train_file: give the training rows as a file too")
+        if self.train_file is not None and self.validation_file is None:
+            raise InputError(
+                "--train_file without --validation_file: a run chooses its best model on a "
+                "validation split; give one, cut from the training rows if need be"
+            )
+        for name, value in files.items():
+            _check_file(f"--{name}", value)
+        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            raise InputError(f"--output_dir {self.output_dir} is a file: give a folder")
+
+    def _check_steps(self) -> None:
+        if self.checkpointing_steps is not None and self.checkpointing_steps != "epoch":
+            number = self.checkpointing_steps
+            if not number.isdecimal() or int(number) < 1:
+                raise InputError(
+                    f"--checkpointing_steps must be a number of updates or 'epoch', got {number!r}"
+                )
+        if self.lr_scheduler_type == "constant" and self.num_warmup_steps:
+            raise InputError(
+                f"--lr_scheduler_type constant has no warm-up, got --num_warmup_steps "
+                f"{self.num_warmup_steps}: use constant_with_warmup"
+            )
+        if (
+            self.max_train_steps is not None
+            and self.num_warmup_steps is not None
+            and self.num_warmup_steps > self.max_train_steps
+        ):
+            raise InputError(
+                f"--num_warmup_steps {self.num_warmup_steps} is more than --max_train_steps "
+                f"{self.max_train_steps}: the learning rate would never reach its peak"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that define the run, as YAML takes them; without secrets and --config."""
+        left_out = ("config", "hub_token", "dry_run", "overwrite_output_dir")
+        fields = dataclasses.asdict(self)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+            if name not in left_out
+        }
+
+
+# field: (lowest, highest, what the user may have meant)
+RANGES: dict[str, tuple[float, float, str]] = {
+    "max_length": (4, math.inf, "it counts tokens, with the special ones"),
+    "max_train_samples": (1, math.inf, "it counts rows"),
+    "max_eval_samples": (1, math.inf, "it counts rows"),
+    "max_predict_samples": (1, math.inf, "it counts rows"),
+    "dataloader_num_workers": (0, math.inf, "0 makes the batches in the training process"),
+    "train_batch_size": (1, math.inf, "it counts the rows of one update over all processes"),
+    "per_device_train_batch_size": (1, math.inf, "it counts the rows of one forward pass"),
+    "gradient_accumulation_steps": (1, math.inf, "1 does not accumulate"),
+    "per_device_eval_batch_size": (1, math.inf, "it counts the rows of one forward pass"),
+    "learning_rate": (0, 1, "a usual value for BERT is 5e-5"),
+    "weight_decay": (0, 1, "a usual value is 0.01"),
+    "adam_beta1": (0, 0.999999, "a usual value is 0.9"),
+    "adam_beta2": (0, 0.999999, "a usual value is 0.999"),
+    "adam_epsilon": (0, 1, "a usual value is 1e-8"),
+    "max_grad_norm": (0, math.inf, "0 does not clip"),
+    "num_train_epochs": (1, math.inf, "it counts passes over the training rows"),
+    "max_train_steps": (1, math.inf, "it counts updates"),
+    "num_warmup_steps": (0, math.inf, "it counts updates"),
+    "warmup_ratio": (
+        0,
+        1,
+        "it is a fraction of the updates; for a count use --num_warmup_steps",
+    ),
+    "layerwise_lr_decay": (0.01, 1, "1 gives all layers the same learning rate"),
+    "reinit_layers": (0, math.inf, "it counts encoder layers from the top"),
+    "label_smoothing": (0, 0.999999, "a usual value is 0.1"),
+    "seed": (0, 2**32 - 1, "it seeds NumPy's generators too"),
+    "eval_every": (1, math.inf, "it counts updates"),
+    "early_stopping_patience": (1, math.inf, "it counts evaluations"),
+    "logging_steps": (1, math.inf, "it counts updates"),
+}
+
+FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+def resolve_batch_sizes(
+    train_batch_size: int | None,
+    per_device: int | None,
+    accumulation: int | None,
+    num_processes: int,
+) -> tuple[int, int]:
+    """The global batch in rows, and the micro-batches each process accumulates for it.
+
+    Args: the three flags as given (None: not given), and the number of processes.
+
+    Raises:
+        InputError: the flags contradict each other; the message shows the arithmetic.
+    """
+    if train_batch_size is None and per_device is not None:
+        accumulation = accumulation or 1
+        return per_device * accumulation * num_processes, accumulation
+    rows = train_batch_size or DEFAULT_TRAIN_BATCH_SIZE
+    if per_device is None:
+        accumulation = accumulation or 1
+        if rows < accumulation * num_processes:
+            raise InputError(
+                f"--train_batch_size {rows} is less than {num_processes} processes x "
+                f"{accumulation} accumulated micro-batches = {accumulation * num_processes}: "
+                "some would get no row; use a larger batch or fewer processes"
+            )
+        return rows, accumulation
+    needed = -(-rows // (per_device * num_processes))
+    if accumulation is not None and accumulation != needed:
+        product = per_device * accumulation * num_processes
+        raise InputError(
+            f"--train_batch_size {rows} contradicts --per_device_train_batch_size {per_device} x "
+            f"--gradient_accumulation_steps {accumulation} x {num_processes} processes = {product}:"
+            f" {rows} rows need {needed} accumulated; leave one of the three out"
+        )
+    return rows, needed
+
+
+def num_warmup_updates(num_warmup_steps: int | None, warmup_ratio: float, num_updates: int) -> int:
+    """Updates over which the learning rate rises: the count if given, else the ratio, rounded up.
+
+    Raises:
+        InputError: the count exceeds the updates of the run.
+    """
+    if num_warmup_steps is None:
+        return math.ceil(warmup_ratio * num_updates)
+    if num_warmup_steps > num_updates:
+        raise InputError(
+            f"--num_warmup_steps {num_warmup_steps} is more than the {num_updates} updates of this "
+            "run: the learning rate would never reach its peak"
+        )
+    return num_warmup_steps
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+TYPES = typing.get_type_hints(TrainConfig)
+
+
+def _check_type(name: str, value: object) -> None:
+    """YAML brings values of any type; a field takes its own, and an int where a float is due."""
+    expected = TYPES[name]
+    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    plain = tuple(typing.get_origin(option) or option for option in options)
+    good = isinstance(value, plain) or (float in plain and isinstance(value, int))
+    if isinstance(value, bool) and bool not in plain:
+        good = False
+    if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
+        good = False
+    if isinstance(value, float) and not math.isfinite(value):
+        good = False
+    if not good:
+        words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true/false"}
+        names = [
+            words.get(kind.__name__, "a list of text") for kind in plain if kind is not type(None)
+        ]
+        raise InputError(f"--{name} takes {' or '.join(names)}, got {value!r}")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(
+            f"--{name} must be one of {', '.join(choices)}, got {value!r}{_nearest(value, choices)}"
+        )
+
+
+def _check_file(flag: str, value: str) -> None:
+    path = Path(value)
+    if path.suffix.lower() not in FILE_ENDINGS:
+        raise InputError(
+            f"{flag} {value}: its ending does not tell its format; known: {', '.join(FILE_ENDINGS)}"
+        )
+    if not path.is_file():
+        raise InputError(f"{flag} {value}: no such file (looked in {path.absolute().parent})")
+    if path.stat().st_size == 0:
+        raise InputError(f"{flag} {value} is empty: it needs a row at least")
+
+
+def _nearest(value: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
+    return f": did you mean {near[0]}?" if near else ""

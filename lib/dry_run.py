@@ -1,0 +1,90 @@
+"""What a run would do, read back from what it would do it with."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lib.batching import IGNORED, Rows, padding_share
+from lib.data import Splits, model_columns, row_lengths
+from lib.model import device_name, loss_sum
+
+
+def describe(
+    splits: Splits,
+    tokenised: Splits,
+    batches: Sequence[Sequence[Rows]],
+    train_loader: DataLoader[Any],
+    model: nn.Module,
+    accelerator: Accelerator,
+    *,
+    max_length: int,
+    num_updates: int,
+) -> Iterator[str]:
+    """The lines that `--dry_run` prints; runs one forward and one backward pass.
+
+    Args:
+        batches: the global batches of the first epoch.
+        train_loader: the prepared loader of these batches.
+    """
+    for name, rows in splits.all.items():
+        labels = rows["labels"][:]
+        withheld = sum(label == IGNORED for label in labels)
+        yield f"{name}: {len(rows)} rows" + (f", {withheld} without a label" if withheld else "")
+    yield f"labels: {', '.join(splits.task.labels) or 'a score'}"
+    yield f"features: {', '.join(model_columns(tokenised.train))}"
+    yield f"first example: {splits.train[0]}"
+
+    lengths = row_lengths(tokenised.train)
+    yield f"token lengths of the first 8 training rows: {lengths[:8]}"
+    collate = train_loader.collate_fn
+    assert collate is not None
+    first = collate([tokenised.train[row] for row in range(min(8, len(lengths)))])
+    first.pop("row")
+    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in first.items())
+    yield f"the batch they make: {shapes}"
+    truncated = sum(length == max_length for length in lengths)
+    if truncated:
+        yield f"at --max_length {max_length} (longer ones are truncated): {truncated} rows"
+
+    in_order = [part.tolist() for part in np.array_split(np.arange(len(lengths)), len(batches))]
+    shares = {
+        "fixed length": 1 - sum(lengths) / (len(lengths) * max_length),
+        "plain dynamic": padding_share(lengths, in_order),
+        "this run": padding_share(lengths, [micro for batch in batches for micro in batch]),
+    }
+    words = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    yield f"share of padding: {words}"
+
+    accumulation = accelerator.gradient_accumulation_steps
+    most = max(len(micro) for batch in batches for micro in batch)
+    rows_of = [sum(map(len, batch)) for batch in batches]
+    yield f"updates: {len(batches)} per epoch, {num_updates} in all"
+    yield (
+        f"global batch: {min(rows_of)} to {max(rows_of)} rows = {accelerator.num_processes} "
+        f"processes x at most {most} rows x {accumulation} accumulated"
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    yield f"parameters: {parameters:,}"
+    yield f"device: {device_name(accelerator.device)}, precision: {accelerator.mixed_precision}"
+    yield _one_pass(train_loader, model, accelerator)
+
+
+def _one_pass(train_loader: DataLoader[Any], model: nn.Module, accelerator: Accelerator) -> str:
+    batch = next(iter(train_loader))
+    labels, _ = batch.pop("labels"), batch.pop("row")
+    model.train()
+    loss = loss_sum(model(**batch).logits, labels)
+    accelerator.backward(loss)
+    norm = torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    )
+    num_rows = int((labels != IGNORED).sum())
+    return (
+        f"forward and backward pass: loss {loss.item() / num_rows:.4f}, gradient norm "
+        f"{norm.item() / num_rows:.4f}"
+    )

@@ -1,0 +1,97 @@
+"""One pass over a loader: every row's logits exactly once, on any number of processes."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, pad_across_processes
+from numpy.typing import NDArray
+from torch import nn
+
+from lib import metrics
+from lib.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The model's answers for a split, in the order of its rows.
+
+    `logits` is (rows, classes) in float32 and `labels` (rows,).
+    """
+
+    logits: NDArray[np.float32]
+    labels: NDArray[Any]
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, loader: Iterable[dict[str, torch.Tensor]], accelerator: Accelerator
+) -> Predictions:
+    """Logits and labels of every row of `loader`, on every process.
+
+    Each process collects its own rows; they meet in one gather at the end, where filling rows
+    (row number -1) are dropped by their number. `gather_for_metrics` would keep them. Leaves the
+    model in evaluation mode.
+    """
+    model.eval()
+    rows, logits, labels = [], [], []
+    for batch in loader:
+        rows.append(batch.pop("row"))
+        labels.append(batch.pop("labels"))
+        with accelerator.autocast():
+            logits.append(model(**batch).logits.float())
+    # Collectives need the same shape everywhere: pad to the most rows that any process has.
+    gathered = [
+        accelerator.gather(pad_across_processes(torch.cat(parts), pad_index=-1)).cpu().numpy()
+        for parts in (rows, logits, labels)
+    ]
+    order = np.argsort(gathered[0], kind="stable")
+    order = order[gathered[0][order] >= 0]
+    found = gathered[0][order]
+    assert (found == np.arange(len(found))).all(), "a row is missing or was evaluated twice"
+    return Predictions(gathered[1][order], gathered[2][order])
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The task's metrics and `loss` on a split, and the one class predicted for all rows if so."""
+
+    scores: dict[str, float]
+    collapsed_to: str | None
+
+    def __str__(self) -> str:
+        words = str({name: round(score, 4) for name, score in self.scores.items()})
+        if self.collapsed_to is not None:
+            words += (
+                f" (every row is predicted as {self.collapsed_to!r}: it has not learned to tell)"
+            )
+        return words
+
+
+def score(predictions: Predictions, task: Task) -> Evaluation:
+    """The task's own metrics, through its `evaluate.Metric`, and the mean loss."""
+    answers = metrics.predictions_of(predictions.logits)
+    scores = metrics.glue_metric(task.metrics, regression=not task.labels).compute(
+        predictions=answers, references=predictions.labels
+    )
+    loss = metrics.mean_loss(predictions.logits, predictions.labels)
+    collapsed = metrics.collapsed_class(answers) if task.labels else None
+    return Evaluation(
+        {**scores, "loss": loss}, None if collapsed is None else task.labels[collapsed]
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[dict[str, torch.Tensor]],
+    accelerator: Accelerator,
+    task: Task,
+) -> Evaluation:
+    """Predict and score a split; the main process computes, all get the result."""
+    predictions = predict(model, loader, accelerator)
+    result = [score(predictions, task) if accelerator.is_main_process else None]
+    evaluated: Evaluation = broadcast_object_list(result)[0]
+    return evaluated

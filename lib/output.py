@@ -1,0 +1,101 @@
+"""The output folder: whose it is, and writing into it so that nothing is half written."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lib.errors import InputError
+
+CONFIG_FILE = "config.yaml"
+
+
+def claim(folder: Path, *, overwrite: bool, resuming: bool) -> None:
+    """Make the folder, unless what it holds is somebody else's.
+
+    Raises:
+        InputError: it holds another run or other files, or nothing can be written there.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sorted(path.name for path in folder.iterdir())
+        if found and not (overwrite or resuming):
+            held = "a run" if CONFIG_FILE in found else f"files ({', '.join(found[:3])})"
+            raise InputError(
+                f"--output_dir {folder} already holds {held}: choose another folder, go on with "
+                "--resume_from_checkpoint, or replace the files of that run with "
+                "--overwrite_output_dir"
+            )
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"\0")
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an error that names the path and the remedy."""
+    remedies = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some of your quota",
+        errno.EROFS: "choose a folder on a file system that can be written",
+        errno.EACCES: "choose a folder that you may write",
+        errno.EPERM: "choose a folder that you may write",
+        errno.ENOTDIR: "choose a folder whose parents are folders",
+    }
+    try:
+        yield
+    except OSError as error:
+        remedy = remedies.get(error.errno or 0)
+        if remedy is None:
+            raise
+        where = error.filename or path
+        raise InputError(f"cannot write {where}: {error.strerror}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or a folder to; moved into place if all went well.
+
+    A reader sees the old contents or the new ones, and a run that is killed leaves the old.
+    """
+    beside = path.with_name(f".{path.name}.writing")
+    _remove(beside)
+    with writing(path):
+        try:
+            yield beside
+            if beside.is_dir() and path.is_dir():
+                old = path.with_name(f".{path.name}.old")
+                _remove(old)
+                path.rename(old)
+                beside.rename(path)
+                _remove(old)
+            else:
+                beside.replace(path)
+        finally:
+            _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))

@@ -1,0 +1,61 @@
+"""What the processes of one run must agree on: how many they are, and whether they may go on."""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from lib.errors import InputError
+
+Result = TypeVar("Result")
+
+
+def check_world(num_processes: int) -> None:
+    """Refuse to train alone where several processes were asked for.
+
+    Without a GPU, Accelerate turns the processes of a multi-GPU launch into as many whole
+    trainings of their own, in silence and into one folder.
+
+    Raises:
+        InputError: the launcher or Slurm started more processes than this run has.
+    """
+    for variable, starter in (("WORLD_SIZE", "the launcher"), ("SLURM_STEP_NUM_TASKS", "srun")):
+        asked = int(os.environ.get(variable, "1"))
+        if asked > num_processes:
+            raise InputError(
+                f"{starter} started {asked} processes ({variable}), but they do not see each other "
+                f"(this run has {num_processes}): on CPUs set ACCELERATE_USE_CPU=true; under srun "
+                "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            )
+
+
+def together(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Do `work` on every process; what goes wrong on one of them goes wrong on all.
+
+    Raises:
+        InputError: on all processes, if `work` raised it on any.
+    """
+    error = None
+    try:
+        result = work()
+    except InputError as problem:
+        error = str(problem)
+    errors = [message for message in gather_object([error]) if message is not None]
+    if errors:
+        raise InputError(errors[0])
+    return result
+
+
+def once_per_machine(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Let one process of each machine do `work` and fill the caches, then the others.
+
+    Raises:
+        InputError: as `together`.
+    """
+    result = together(accelerator, lambda: work() if accelerator.is_local_main_process else None)
+    others = together(accelerator, lambda: None if accelerator.is_local_main_process else work())
+    done = others if result is None else result
+    assert done is not None
+    return done

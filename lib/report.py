@@ -1,0 +1,278 @@
+"""What a finished run leaves beside the model: predictions, model card, manifest."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCardData
+from numpy.typing import NDArray
+
+from lib.evaluation import Predictions, score
+from lib.metrics import confidence_intervals, has_labels, predictions_of, probabilities_of
+from lib.output import replacing, write_json, write_text, writing
+from lib.tasks import Task
+
+PACKAGES = (
+    "accelerate",
+    "transformers",
+    "datasets",
+    "torch",
+    "evaluate",
+    "wandb",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+)
+
+
+def write_predictions(
+    path: Path, logits: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+) -> None:
+    """One JSON line per row: index, prediction, the probability of each class, label if known.
+
+    Args:
+        logits: (rows, classes), or (rows, 1) for a regression, whose prediction is the score.
+        names: of the classes; empty for a regression.
+    """
+    predictions = predictions_of(logits)
+    probabilities = probabilities_of(logits) if names else None
+    labelled = has_labels(labels)
+
+    def lines() -> Iterator[str]:
+        for row, prediction in enumerate(predictions):
+            line: dict[str, Any] = {"index": row}
+            if probabilities is None:
+                line["prediction"] = float(prediction)
+            else:
+                line["prediction"] = names[prediction]
+                line["probabilities"] = dict(zip(names, probabilities[row].tolist(), strict=True))
+            if labelled:
+                line["label"] = names[int(labels[row])] if names else float(labels[row])
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.writelines(lines())
+
+
+def write_submission(
+    path: Path, logits: NDArray[Any], names: Sequence[str], *, submits_names: bool
+) -> None:
+    """The file that gluebenchmark.com takes: `index<TAB>prediction`, in the order of the rows."""
+    predictions = predictions_of(logits)
+    if not names:
+        values = [f"{score:.3f}" for score in np.clip(predictions, 0, 5)]  # STS-B's range
+    elif submits_names:
+        values = [names[number] for number in predictions]
+    else:
+        values = [str(number) for number in predictions]
+    rows = (f"{index}\t{value}\n" for index, value in enumerate(values))
+    write_text(path, "index\tprediction\n" + "".join(rows))
+
+
+def write_split(
+    folder: Path, split: str, predictions: Predictions, task: Task, *, seed: int
+) -> dict[str, Any]:
+    """Write the predictions of a split; return its scores with intervals, if it is labelled.
+
+    Returns:
+        The task's metrics and `loss`, each metric's 95% interval as `<metric>_ci95`, `num_rows`,
+        and `collapsed_to` where every row is predicted as one class.
+    """
+    target = folder / "predictions"
+    with writing(target):
+        target.mkdir(exist_ok=True)
+    logits, labels = predictions.logits, predictions.labels
+    write_predictions(target / f"{split}.jsonl", logits, labels, task.labels)
+    if split in task.test and task.submissions:
+        name = task.submissions[task.test.index(split)]
+        write_submission(target / name, logits, task.labels, submits_names=task.submits_names)
+    if not has_labels(labels):
+        return {"num_rows": len(labels)}
+    evaluated = score(predictions, task)
+    intervals = confidence_intervals(task.metrics, predictions_of(logits), labels, seed=seed)
+    results: dict[str, Any] = dict(evaluated.scores)
+    results |= {f"{name}_ci95": list(interval) for name, interval in intervals.items()}
+    results["num_rows"] = len(labels)
+    if evaluated.collapsed_to is not None:
+        results["collapsed_to"] = evaluated.collapsed_to
+    return results
+
+
+def write_results(
+    folder: Path,
+    results: Mapping[str, Any],
+    *,
+    task: Task,
+    config: Mapping[str, Any],
+    data_source: str,
+    data_fingerprint: str,
+    model_revision: str | None,
+    device: str,
+    precision: str,
+) -> None:
+    """Write all_results.json, manifest.json and the model card."""
+    write_json(folder / "all_results.json", results)
+    write_json(
+        folder / "manifest.json",
+        {
+            "command": command_line(),
+            "commit": git_commit(Path(__file__).parent),
+            "versions": software(),
+            "data": data_source,
+            "data_fingerprint": data_fingerprint,
+            "model": config["model_name_or_path"],
+            "model_revision": model_revision,
+            "device": device,
+            "precision": precision,
+            **{key: value for key, value in results.items() if key.startswith(("train_", "sec"))},
+        },
+    )
+    write_text(
+        folder / "README.md",
+        model_card(
+            name=folder.resolve().name,
+            base_model=config["model_name_or_path"],
+            dataset=data_source,
+            task=config["task_name"] or "",
+            results=results,
+            config=config,
+            device=device,
+        ),
+    )
+
+
+def software() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's results."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that the script was run from, with `-dirty` for changes; None outside git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def command_line() -> str:
+    """The command line, without the value of a token."""
+    words = list(sys.argv)
+    for position, word in enumerate(words):
+        if word.replace("-", "_").startswith("__hub_token"):
+            if "=" in word:
+                words[position] = "--hub_token=***"
+            elif position + 1 < len(words):
+                words[position + 1] = "***"
+    return " ".join(words)
+
+
+def model_card(
+    *,
+    name: str,
+    base_model: str,
+    dataset: str,
+    task: str,
+    results: Mapping[str, Any],
+    config: Mapping[str, Any],
+    device: str,
+) -> str:
+    """A model card in Markdown, whose metadata hold the results as a `model-index`.
+
+    Args:
+        results: as in all_results.json.
+        config: the resolved configuration.
+    """
+    scores = {
+        key.removeprefix("eval_"): value
+        for key, value in results.items()
+        if key.startswith("eval_") and isinstance(value, float)
+    }
+    data = ModelCardData(
+        model_name=name,
+        base_model=None if Path(base_model).exists() else base_model,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["text-classification", "accelerate"],
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                dataset_type="nyu-mll/glue" if dataset == "nyu-mll/glue" else "custom",
+                dataset_name=f"{Path(dataset).name} {task}",
+                dataset_config=task,
+                dataset_split="validation",
+                metric_type=key,
+                metric_value=value,
+            )
+            for key, value in scores.items()
+        ],
+        ignore_metadata_errors=False,
+    )
+    rows = []
+    for key, value in scores.items():
+        interval = results.get(f"eval_{key}_ci95")
+        shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+        rows.append(f"| {key} | {value:.4f} | {shown} |")
+    settings = "\n".join(
+        f"| {key} | {config[key]} |"
+        for key in (
+            "learning_rate",
+            "train_batch_size",
+            "num_train_epochs",
+            "lr_scheduler_type",
+            "warmup_ratio",
+            "weight_decay",
+            "max_grad_norm",
+            "label_smoothing",
+            "max_length",
+            "seed",
+        )
+    )
+    table = "\n".join(rows)
+    return f"""---
+{data.to_yaml()}
+---
+
+# {name}
+
+`{base_model}` fine-tuned on `{dataset}` ({task}) by `train_mrpc.py`.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", "{name}")
+classify({{"text": "He said so on Monday.", "text_pair": "On Monday, he said so."}})
+```
+
+## Results on the validation split
+
+| metric | value | 95% interval |
+|---|---|---|
+{table}
+
+The intervals are bootstrapped over the validation rows; they do not cover the choice of the best
+update on these rows, nor another seed.
+
+## Training
+
+| setting | value |
+|---|---|
+{settings}
+
+Trained on {device}. `config.yaml` holds the whole configuration, `manifest.json` the versions,
+the commit and the fingerprint of the data.
+"""

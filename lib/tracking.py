@@ -1,0 +1,169 @@
+"""What a run says of itself: metrics.jsonl (the truth), the trackers, and the terminal."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from tqdm import tqdm
+
+from lib.output import write_text, writing
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def tracker_names(with_tracking: bool, report_to: Sequence[str]) -> list[str]:
+    """The trackers to start: those named, or all that are installed; none unless asked."""
+    if "none" in report_to or not (with_tracking or report_to):
+        return []
+    if report_to and "all" not in report_to:
+        return list(report_to)
+    known = ("wandb", "tensorboard", "trackio")
+    return [str(name) for name in get_available_trackers() if str(name) in known]
+
+
+def start_trackers(accelerator: Accelerator, project: str, config: Mapping[str, Any]) -> None:
+    """Start the trackers that the accelerator was made with; wandb offline if it has no key."""
+    if not accelerator.log_with:
+        return
+    if "WANDB_API_KEY" not in os.environ:
+        # Without a key wandb asks for one, or ends the run where there is nobody to ask.
+        os.environ.setdefault("WANDB_MODE", "offline")
+    plain = {
+        name: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for name, value in config.items()
+    }
+    accelerator.init_trackers(project, config=plain)
+
+
+class MetricsLog:
+    """Appends a line to metrics.jsonl for each logged update and each evaluation.
+
+    Lines hold `update`, `epoch` and the figures. Those after the update that a run resumes at are
+    dropped first: they come again. Only the main process writes.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, *, update: int) -> None:
+        self.path = folder / METRICS_FILE
+        self.accelerator = accelerator
+        if accelerator.is_main_process:
+            kept = [line for line in self._lines() if json.loads(line)["update"] <= update]
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+
+    def write(self, update: int, values: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"update": update, **values}) + "\n")
+        self.accelerator.log(values, step=update)
+
+
+class Speed:
+    """Rows and real tokens (no padding) per second of training; evaluations do not count."""
+
+    def __init__(self) -> None:
+        self.created = time.perf_counter()
+        self.seconds_to_first_update: float | None = None
+        self.total_seconds = 0.0
+        self.total_rows = 0
+        self.total_tokens = 0
+        self.rows = self.tokens = 0
+        self.seconds = 0.0
+        self.resume()
+
+    def resume(self) -> None:
+        """Training goes on from here."""
+        self.since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Training stops here, for an evaluation or a checkpoint."""
+        self.seconds += time.perf_counter() - self.since
+
+    def add(self, num_rows: int, num_tokens: int) -> None:
+        if self.seconds_to_first_update is None:
+            self.seconds_to_first_update = time.perf_counter() - self.created
+        self.rows += num_rows
+        self.tokens += num_tokens
+
+    def read(self) -> dict[str, float]:
+        """`examples_per_second` and `tokens_per_second` since the last reading."""
+        self.pause()
+        rates = self._rates(self.rows, self.tokens, self.seconds)
+        self.total_rows += self.rows
+        self.total_tokens += self.tokens
+        self.total_seconds += self.seconds
+        self.rows = self.tokens = 0
+        self.seconds = 0.0
+        self.resume()
+        return rates
+
+    def overall(self) -> dict[str, float]:
+        """The same over the whole run, up to the last reading."""
+        return self._rates(self.total_rows, self.total_tokens, self.total_seconds)
+
+    @staticmethod
+    def _rates(rows: int, tokens: int, seconds: float) -> dict[str, float]:
+        seconds = max(seconds, 1e-9)
+        return {"examples_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
+
+
+class Progress:
+    """A progress bar on a terminal; one line for each logged update elsewhere."""
+
+    def __init__(self, num_updates: int, *, update: int, shown: bool) -> None:
+        self.num_updates = num_updates
+        self.shown = shown
+        self.started = time.perf_counter()
+        self.first = update
+        interactive = shown and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=num_updates, initial=update, unit="update", disable=not interactive, smoothing=0.1
+        )
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def show(self, update: int, values: Mapping[str, float]) -> None:
+        """The figures of a logged update."""
+        figures = (
+            f"loss {values['loss']:.4f}, {values['examples_per_second']:.1f} examples/s, "
+            f"{values['tokens_per_second']:.0f} tokens/s"
+        )
+        if not self.bar.disable:
+            self.bar.set_postfix_str(figures)
+        elif self.shown:
+            elapsed = time.perf_counter() - self.started
+            left = elapsed / max(1, update - self.first) * (self.num_updates - update)
+            print(
+                f"update {update}/{self.num_updates}, epoch {values['epoch']:.2f}: {figures}, "
+                f"{left:.0f} s left",
+                flush=True,
+            )
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if self.shown:
+            self.bar.write(line) if not self.bar.disable else print(line, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the run: no load reports and bars of transformers and datasets."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    # wandb and accelerate warn once per process of what this script has dealt with.
+    warnings.filterwarnings("ignore", category=UserWarning, module="accelerate.accelerator")

@@ -1,0 +1,132 @@
+"""The demo corpus, its bundled model, and the script that makes the model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib import demo
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+
+
+def test_importing_the_corpus_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, lib.demo; "
+        "sys.exit(bool({'torch', 'datasets', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_pairs_depend_only_on_the_arguments() -> None:
+    pairs = demo.make_pairs(300, seed=1)
+    assert pairs == demo.make_pairs(300, seed=1)
+    assert pairs[:100] == demo.make_pairs(100, seed=1)
+    assert pairs[:100] != demo.make_pairs(100, seed=2)
+    assert [pair["idx"] for pair in pairs] == list(range(300))
+
+
+def test_no_pair_is_in_two_splits_nor_in_the_pretraining() -> None:
+    from lib.demo_pretrain import pretraining_pairs
+
+    texts = [
+        (pair["sentence1"], pair["sentence2"])
+        for name in demo.SPLITS
+        for pair in demo.load_split(name)
+    ]
+    assert len(texts) == len(set(texts)) == sum(split.num_pairs for split in demo.SPLITS.values())
+    assert not set(texts) & set(pretraining_pairs())
+
+
+def test_baselines_are_those_of_the_docstring_and_far_from_the_floor() -> None:
+    scores = demo.baselines()
+    assert demo.__doc__ is not None
+    for name, score in scores.items():
+        line = next(line for line in demo.__doc__.splitlines() if f"    {name}" in line)
+        assert float(line.split()[-1]) == pytest.approx(score, abs=5e-5)
+        assert score <= 0.75
+
+
+def test_word_overlap_hardly_separates_the_labels() -> None:
+    pairs = demo.make_pairs(4000, seed=9)
+    overlaps = {
+        label: sorted(demo.word_overlap(pair) for pair in pairs if pair["label"] == label)
+        for label in (0, 1)
+    }
+    medians = {label: values[len(values) // 2] for label, values in overlaps.items()}
+    assert abs(medians[0] - medians[1]) < 0.1
+    assert overlaps[0][-1] > 0.8
+    assert overlaps[1][0] < 0.25
+
+
+def test_written_corpus_reads_back_and_is_left_alone(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    folder = demo.write_corpus(tmp_path / "corpus")
+    files = {name: folder / f"{name}.parquet" for name in demo.SPLITS}
+    assert sorted(folder.iterdir()) == sorted(files.values())
+    for name, file in files.items():
+        assert pq.read_table(file).to_pylist() == demo.load_split(name)
+    before = {file: file.stat().st_ino for file in files.values()}
+    files["test"].write_bytes(b"cut short")
+    demo.write_corpus(folder)
+    assert pq.read_table(files["test"]).num_rows == demo.SPLITS["test"].num_pairs
+    assert files["train"].stat().st_ino == before[files["train"]]
+
+
+def test_corpus_folder_follows_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = demo.corpus_folder()
+    assert folder.parent == tmp_path / "train_mrpc"
+    monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
+    assert demo.corpus_folder() != folder
+
+
+def test_model_is_small_and_safetensors_only() -> None:
+    files = {file.name: file.stat().st_size for file in demo.MODEL_DIR.iterdir()}
+    assert files["model.safetensors"] < 1_000_000
+    assert {name.rpartition(".")[2] for name in files} <= {"json", "safetensors", "txt"}
+
+
+def test_model_loads_offline_with_a_new_classifier(offline: None) -> None:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(demo.MODEL_DIR)
+    assert config.architectures == ["BertModel"]
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        demo.MODEL_DIR, num_labels=2, output_loading_info=True
+    )
+    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
+    assert not info["unexpected_keys"]
+    assert model.config.num_labels == 2
+
+
+def test_tokenizer_knows_every_word_and_fits_every_pair(offline: None) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+    pairs = [pair for name in demo.SPLITS for pair in demo.load_split(name)]
+    encoded = tokenizer([p["sentence1"] for p in pairs], [p["sentence2"] for p in pairs])
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    assert not any(tokenizer.unk_token_id in ids for ids in encoded["input_ids"])
+    assert max(lengths) <= tokenizer.model_max_length
+    assert max(lengths) > 2 * min(lengths)
+    assert encoded["token_type_ids"][0][-1] == 1
+
+
+def test_pretraining_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    outputs = []
+    for name in ("one", "two"):
+        command = [sys.executable, "-m", "lib.demo_pretrain", "--max_steps", "2"]
+        command += ["--num_pairs", "2000", "--output_dir", str(tmp_path / name)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        outputs.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
+    assert outputs[0] == outputs[1]
+    assert set(outputs[0]) == {file.name for file in demo.MODEL_DIR.iterdir()}

@@ -1,0 +1,422 @@
+"""Fine-tune BERT on GLUE/MRPC with Accelerate, on any number of processes.
+
+    accelerate launch train_mrpc.py                        BERT base on MRPC, from the hub
+    accelerate launch train_mrpc.py --demo                 a minute, with nothing to download
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml train_mrpc.py
+
+A run is a function of its configuration: the order of the rows is one of (seed, epoch), the
+learning rate one of the update, the dropout one of (seed, update, micro-batch, process). What
+training computes, the weights and moments, is all that a checkpoint has to hold.
+
+An `update` is one step of the optimizer; its rows, over all processes, are the global batch; a
+`micro-batch` is the rows of one forward pass on one process.
+"""
+
+import sys
+
+from lib.command_line import exit_status, parse_arguments
+from lib.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
+
+if __name__ == "__main__":
+    with exit_status():
+        CONFIG = parse_arguments(sys.argv[1:])  # before the seconds that these imports take
+
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DistributedType, DynamoBackend, set_seed
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lib import batching, checkpoint, data, metrics, output, report, tracking
+from lib import model as modelling
+from lib.dry_run import describe
+from lib.errors import InputError
+from lib.evaluation import evaluate, predict
+from lib.monitor import Monitor
+from lib.processes import check_world, once_per_machine, together
+
+
+def main(config: TrainConfig) -> dict[str, Any]:
+    """The whole run, from the configuration to what all_results.json holds."""
+    tracking.quiet_libraries()
+    speed = tracking.Speed()
+    accelerator = Accelerator(
+        # Batches come cut for the processes; Accelerate only deals them out.
+        dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+        log_with=tracking.tracker_names(config.with_tracking, config.report_to),
+        project_dir=config.output_dir,
+    )
+    check_world(accelerator.num_processes)
+    batch_size, accumulation = resolve_batch_sizes(
+        config.train_batch_size,
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+        accelerator.num_processes,
+    )
+    accelerator.gradient_accumulation_steps = accumulation
+    config = resolved(config, batch_size)
+    folder = Path(config.output_dir)
+    if not config.dry_run:
+        claim_output(config, accelerator)
+
+    inputs = once_per_machine(accelerator, lambda: load_inputs(config))
+    sampler, train_loader, eval_loader = make_loaders(config, inputs, accelerator)
+    updates_per_epoch = len(sampler.start(epoch=0))
+    num_updates = config.max_train_steps or config.num_train_epochs * updates_per_epoch
+    optimizer = torch.optim.AdamW(
+        modelling.parameter_groups(
+            inputs.model,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            layerwise_lr_decay=config.layerwise_lr_decay,
+        ),
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=accelerator.device.type in ("cpu", "cuda", "mps", "xpu"),
+    )
+    # Not prepared: Accelerate would step it once per process.
+    schedule = modelling.learning_rate_schedule(
+        optimizer,
+        config.lr_scheduler_type,
+        num_warmup_updates=num_warmup_updates(
+            config.num_warmup_steps, config.warmup_ratio, num_updates
+        ),
+        num_updates=num_updates,
+    )
+    model, optimizer, train_loader, eval_loader = accelerator.prepare(
+        inputs.model, optimizer, train_loader, eval_loader
+    )
+    if config.dry_run:
+        for line in describe(
+            inputs.splits,
+            inputs.tokenised,
+            sampler.batches,
+            train_loader,
+            model,
+            accelerator,
+            max_length=config.max_length,
+            num_updates=num_updates,
+        ):
+            accelerator.print(line)
+        return {}
+
+    state = checkpoint.TrainingState()
+    if config.resume_from_checkpoint is not None:
+        state = checkpoint.load_checkpoint(Path(config.resume_from_checkpoint), accelerator)
+        schedule.last_epoch = state.update - 1
+        schedule.step()
+    tracking.start_trackers(accelerator, "train_mrpc", config.to_dict())
+    log = tracking.MetricsLog(folder, accelerator, update=state.update)
+    progress = tracking.Progress(
+        num_updates, update=state.update, shown=accelerator.is_main_process
+    )
+    monitor = Monitor(accelerator, optimizer, partial(explain, sampler, schedule))
+    metric = config.metric_for_best_model or metrics.best_metric_name(inputs.splits.task.metrics)
+    patience = config.early_stopping_patience or math.inf
+    saving_every = checkpoint.interval(config.checkpointing_steps, updates_per_epoch)
+
+    model.train()
+    speed.resume()
+    while state.update < num_updates and state.num_worse < patience:
+        epoch, first = divmod(state.update, updates_per_epoch)
+        last = min(updates_per_epoch, num_updates - epoch * updates_per_epoch)
+        batches = sampler.start(epoch=epoch, first=first, last=last)
+        for index, batch in enumerate(train_loader):
+            rows = batches[index // accumulation]
+            num_rows = sum(map(len, rows))
+            with accelerator.accumulate(model):
+                set_seed(
+                    batching.dropout_seed(
+                        config.seed, state.update, index % accumulation, accelerator.process_index
+                    )
+                )
+                labels, _ = batch.pop("labels"), batch.pop("row")
+                loss = modelling.loss_sum(model(**batch).logits, labels, config.label_smoothing)
+                monitor.add_loss(loss)
+                # The loss of an update is the mean over its rows, however they are cut. Accelerate
+                # divides by the accumulation and the reduction by the processes: undo both.
+                accelerator.backward(loss * (accumulation * accelerator.num_processes / num_rows))
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(
+                        model.parameters(), config.max_grad_norm or math.inf
+                    )
+                    monitor.before_update(state.update + 1, num_rows, grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            if not accelerator.sync_gradients:
+                continue
+
+            learning_rate = max(float(rate) for rate in schedule.get_last_lr())
+            schedule.step()
+            state.update += 1
+            speed.add(num_rows, inputs.num_tokens(rows))
+            progress.advance()
+            if state.update % config.logging_steps == 0 or state.update == num_updates:
+                loss_mean, norm = monitor.read(state.update)
+                values = {
+                    "epoch": state.update / updates_per_epoch,
+                    "loss": loss_mean,
+                    "learning_rate": learning_rate,
+                    "grad_norm": norm,
+                    **speed.read(),
+                }
+                log.write(state.update, values)
+                progress.show(state.update, values)
+
+            evaluating = state.update % (config.eval_every or updates_per_epoch) == 0
+            saving = saving_every is not None and state.update % saving_every == 0
+            if not (evaluating or saving or state.update == num_updates):
+                continue
+            monitor.check(state.update)  # nothing is scored or saved after a bad update
+            speed.pause()
+            if evaluating or state.update == num_updates:
+                evaluated = evaluate(model, eval_loader, accelerator, inputs.splits.task)
+                log.write(state.update, prefixed("eval", evaluated.scores))
+                progress.say(f"epoch {epoch}: {evaluated}")
+                if state.is_best(evaluated.scores[metric], lower=metric == "loss"):
+                    checkpoint.export(folder, accelerator, model, inputs.tokenizer)
+            if saving or (config.checkpointing_steps == "epoch" and state.update == num_updates):
+                name = (
+                    f"epoch_{epoch}"
+                    if config.checkpointing_steps == "epoch"
+                    else f"step_{state.update}"
+                )
+                checkpoint.save_checkpoint(folder / name, accelerator, state)
+            model.train()
+            speed.resume()
+            if state.num_worse >= patience:
+                progress.say(
+                    f"stopping early: {state.num_worse} evaluations without a better {metric} than "
+                    f"{state.best_score:.4f} at update {state.best_update}"
+                )
+                break
+    progress.close()
+    return finish(config, inputs, state, speed, accelerator)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the run starts from: checked rows, the same tokenised, tokenizer and model."""
+
+    splits: data.Splits
+    tokenised: data.Splits
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    lengths: list[int]
+
+    def num_tokens(self, rows: list[batching.Rows]) -> int:
+        """Tokens of a global batch, without padding."""
+        return sum(self.lengths[row] for micro_batch in rows for row in micro_batch)
+
+
+def resolved(config: TrainConfig, batch_size: int) -> TrainConfig:
+    """The configuration with its open choices made, the same for any number of processes."""
+    by_device = config.per_device_train_batch_size is not None
+    return dataclasses.replace(
+        config,
+        task_name=config.task_name or ("mrpc" if config.train_file is None else None),
+        train_batch_size=batch_size,
+        gradient_accumulation_steps=None if by_device else config.gradient_accumulation_steps,
+    )
+
+
+def claim_output(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Make the output folder this run's, and see that all machines share it."""
+    folder = Path(config.output_dir)
+
+    def claim() -> None:
+        if accelerator.is_main_process:
+            resuming = config.resume_from_checkpoint is not None
+            output.claim(folder, overwrite=config.overwrite_output_dir, resuming=resuming)
+            output.write_yaml(folder / output.CONFIG_FILE, config.to_dict())
+
+    def see() -> None:
+        if not (folder / output.CONFIG_FILE).exists():
+            raise InputError(
+                f"--output_dir {folder} is not shared by all machines: give a folder that is"
+            )
+
+    together(accelerator, claim)
+    together(accelerator, see)
+
+
+def load_inputs(config: TrainConfig) -> Inputs:
+    """Everything that is read: rows, tokenizer, model; InputError for what cannot be used."""
+    if config.train_file is not None:
+        names = ("train", "validation", "test")
+        files = {name: getattr(config, f"{name}_file") for name in names}
+        splits = data.load_files(
+            {name: path for name, path in files.items() if path is not None},
+            task_name=config.task_name,
+            text_columns=config.text_columns,
+            label_column=config.label_column,
+        )
+    else:
+        splits = data.load_splits(
+            config.task_name or "mrpc", config.dataset_name, revision=config.dataset_revision
+        )
+    splits = splits.first(
+        train=config.max_train_samples,
+        validation=config.max_eval_samples,
+        test=config.max_predict_samples,
+    )
+    metric, known = config.metric_for_best_model, metrics.metric_names(splits.task.metrics)
+    if metric is not None and metric not in known:
+        raise InputError(
+            f"--metric_for_best_model must be one of {', '.join(known)}, got {metric!r}"
+        )
+    tokenizer = modelling.load_tokenizer(
+        config.model_name_or_path,
+        revision=config.model_revision,
+        use_fast=not config.use_slow_tokenizer,
+        trust_remote_code=config.trust_remote_code,
+    )
+    model = modelling.load_model(
+        config.model_name_or_path,
+        revision=config.model_revision,
+        label_names=splits.task.labels,
+        trust_remote_code=config.trust_remote_code,
+        ignore_mismatched_sizes=config.ignore_mismatched_sizes,
+        reinit_layers=config.reinit_layers,
+        seed=config.seed,
+    )
+    modelling.check_length(config.max_length, model, tokenizer)
+    tokenised = data.tokenise(splits, tokenizer, max_length=config.max_length)
+    return Inputs(splits, tokenised, tokenizer, model, data.row_lengths(tokenised.train))
+
+
+def make_loaders(
+    config: TrainConfig, inputs: Inputs, accelerator: Accelerator
+) -> tuple[batching.MicroBatches, DataLoader[Any], DataLoader[Any]]:
+    """The sampler that decides the order of the rows, its loader, and that of the validation."""
+    batch_size = config.train_batch_size
+    assert batch_size is not None, "resolved() fills it in"
+    num_micro_batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    sampler = batching.MicroBatches(
+        lambda epoch: batching.global_batches(
+            inputs.lengths,
+            seed=config.seed,
+            epoch=epoch,
+            batch_size=batch_size,
+            num_micro_batches=num_micro_batches,
+            length_grouping=config.length_grouping,
+        )
+    )
+    most_rows = math.ceil(batch_size / num_micro_batches)
+    train_loader = DataLoader(
+        inputs.tokenised.train,
+        batch_sampler=sampler,
+        collate_fn=make_collator(config, inputs, accelerator, most_rows),
+        num_workers=config.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    validation = inputs.tokenised.validation[inputs.splits.task.validation[0]]
+    return sampler, train_loader, make_eval_loader(config, inputs, accelerator, validation)
+
+
+def make_eval_loader(
+    config: TrainConfig, inputs: Inputs, accelerator: Accelerator, rows: data.Rows
+) -> DataLoader[Any]:
+    """A loader of every row of a split, in equally many batches for each process."""
+    return DataLoader(
+        rows,
+        batch_sampler=batching.evaluation_batches(
+            data.row_lengths(rows),
+            batch_size=config.per_device_eval_batch_size,
+            num_processes=accelerator.num_processes,
+        ),
+        collate_fn=make_collator(config, inputs, accelerator, config.per_device_eval_batch_size),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def make_collator(
+    config: TrainConfig, inputs: Inputs, accelerator: Accelerator, most_rows: int
+) -> batching.PaddedBatches:
+    """The collator of a loader whose batches have `most_rows` rows at the most."""
+    compiled = (
+        accelerator.distributed_type == DistributedType.XLA
+        or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    )
+    return batching.collator(
+        inputs.tokenizer,
+        columns=data.model_columns(inputs.tokenised.train),
+        max_length=config.max_length,
+        pad_to_max_length=config.pad_to_max_length,
+        num_rows=most_rows if compiled else None,
+    )
+
+
+def explain(sampler: batching.MicroBatches, schedule: LambdaLR, update: int) -> str:
+    """Where to look when update number `update` (from 1) goes wrong."""
+    epoch, index = divmod(update - 1, len(sampler.plan(0)))
+    rows = sorted(row for micro_batch in sampler.plan(epoch)[index] for row in micro_batch)
+    rate = modelling.learning_rate_at(schedule, update - 1)
+    return (
+        f"Its learning rate was {rate:.3g}, its training rows (from 0) {rows}: look at them, lower "
+        "--learning_rate, or train without fp16"
+    )
+
+
+def prefixed(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in scores.items()}
+
+
+def finish(
+    config: TrainConfig,
+    inputs: Inputs,
+    state: checkpoint.TrainingState,
+    speed: tracking.Speed,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Evaluate the saved model, as its users will load it, and write all results."""
+    folder = Path(config.output_dir)
+    task = inputs.splits.task
+    best = AutoModelForSequenceClassification.from_pretrained(folder).to(accelerator.device)
+    results: dict[str, Any] = {}
+    for part, splits in (("eval", inputs.tokenised.validation), ("test", inputs.tokenised.test)):
+        # MNLI has two of each: matched and mismatched.
+        for prefix, (split, rows) in zip((part, f"{part}_mm"), splits.items(), strict=False):
+            loader = accelerator.prepare(make_eval_loader(config, inputs, accelerator, rows))
+            predictions = predict(best, loader, accelerator)
+            if accelerator.is_main_process:
+                scores = report.write_split(folder, split, predictions, task, seed=config.seed)
+                results |= prefixed(prefix, scores)
+    if accelerator.is_main_process:
+        results |= {
+            "best_update": state.best_update,
+            "num_updates": state.update,
+            **prefixed("train", speed.overall()),
+            "seconds_to_first_update": speed.seconds_to_first_update,
+        }
+        report.write_results(
+            folder,
+            results,
+            task=task,
+            config=config.to_dict(),
+            data_source=inputs.splits.source,
+            data_fingerprint=inputs.splits.fingerprint(),
+            model_revision=getattr(inputs.model.config, "_commit_hash", None),
+            device=f"{accelerator.num_processes} x {modelling.device_name(accelerator.device)}",
+            precision=accelerator.mixed_precision,
+        )
+        print(f"best model, of update {state.best_update}, and its results: {folder}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+if __name__ == "__main__":
+    with exit_status():
+        main(CONFIG)
