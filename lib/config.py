@@ -30,33 +30,30 @@ SCHEDULES = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Fine-tune a BERT on GLUE/MRPC, another GLUE task, or sentence pairs of your own.
+    """Fine-tune a BERT on GLUE/MRPC, on another GLUE task, or on sentence pairs of your own.
 
-    accelerate launch train_mrpc.py                       the real thing
-    accelerate launch train_mrpc.py --demo                a minute, with nothing to download
-    accelerate launch train_mrpc.py --dry_run             what a run would do; writes nothing
-    accelerate launch train_mrpc.py --config config.yaml  flags from a file, under those given here
+    With no flags: BERT base on MRPC, both from the Hugging Face hub. `--demo` takes a minute and
+    needs no network. `--dry_run` shows what a run would do. Flags are written with underscores or
+    hyphens; `--config FILE.yaml` gives them from a file.
     """
 
     # ------------------------------------------------------------------------------ data
     demo: bool = False
     """Use the built-in corpus and tiny model: no download, no account. Other flags still win."""
     task_name: str | None = None
-    """GLUE task: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb or wnli. Default: mrpc, unless
-    --train_file is given."""
+    """GLUE task: cola mnli mrpc qnli qqp rte sst2 stsb wnli. Default mrpc, without files."""
     dataset_name: str = "nyu-mll/glue"
-    """A dataset on the hub that has the task's configuration, or a local folder: Parquet files
-    named after their splits, or a saved DatasetDict."""
+    """Dataset on the hub, or a folder of Parquet files (train.parquet, ...) or a DatasetDict."""
     dataset_revision: str | None = None
     """Branch, tag or commit of the dataset on the hub."""
     train_file: str | None = None
     """CSV, TSV, JSON Lines, JSON or Parquet file with the training rows."""
     validation_file: str | None = None
-    """The same for the rows that the run evaluates on and chooses the best model by."""
+    """The same for the rows that the run is evaluated on, and its best model chosen by."""
     test_file: str | None = None
-    """The same for rows to predict; their labels, if any, are scored but never used to choose."""
+    """The same for rows to predict. Labels there are scored, but never used to choose."""
     text_columns: tuple[str, ...] = ()
-    """One or two names of text columns, if not the task's own (sentence1 sentence2)."""
+    """Names of one or two text columns. Default: the task's own (sentence1 sentence2)."""
     label_column: str = "label"
     """Name of the label column: integers or strings for classes, decimals for a score."""
     max_length: int = 128
@@ -86,13 +83,11 @@ class TrainConfig:
 
     # -------------------------------------------------------------------------- training
     train_batch_size: int | None = None
-    """Rows of one update over all processes (global batch). Default: 32, unless
-    --per_device_train_batch_size is given."""
+    """Rows of one update, over all processes. Default 32, or what the next two make."""
     per_device_train_batch_size: int | None = None
-    """Rows of one forward pass on one process (micro-batch) at the most. Given without
-    --train_batch_size, the global batch is this x accumulation x processes."""
+    """Most rows of one forward pass. Alone: rows of an update = this x accumulation x processes."""
     gradient_accumulation_steps: int | None = None
-    """Micro-batches that each process accumulates for one update. Default: as few as fit."""
+    """Forward passes of each process for one update. Default: as few as fit."""
     per_device_eval_batch_size: int = 32
     """Rows of one forward pass on one process when evaluating."""
     length_grouping: bool = True
@@ -132,8 +127,7 @@ class TrainConfig:
     eval_every: int | None = None
     """Evaluate every N updates, and at the end. Default: after each epoch."""
     metric_for_best_model: str | None = None
-    """Metric that chooses the best model. Default: the mean of the task's metrics, as GLUE scores
-    it; loss: the lowest."""
+    """Metric that chooses the best model, or loss. Default: GLUE's, the mean of the task's own."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations in a row without a better score."""
 
@@ -147,7 +141,7 @@ class TrainConfig:
     resume_from_checkpoint: str | None = None
     """Go on from this checkpoint folder."""
     logging_steps: int = 10
-    """Updates between two lines in metrics.jsonl, and in a log without a terminal."""
+    """Updates from one line in metrics.jsonl (and in a log file) to the next."""
     dry_run: bool = False
     """Print what the run would do, do one forward and backward pass, and write nothing."""
     config: str | None = None

@@ -211,7 +211,8 @@ def read_rows(path: Path) -> Rows:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Values of one type; Arrow does not take text and numbers in one column."""
+    """Values of one type, or None; Arrow does not take text and numbers in one column."""
+    values = [None if _is_missing(value) else value for value in values]
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) > 1 and kinds != {int, float}:
         return [None if value is None else str(value) for value in values]
@@ -338,11 +339,13 @@ def _checked(
                     f"{where}, row {number}: {name} must be text, found {_shown(text)}; complete "
                     "or remove the row"
                 )
-    if label_column in rows.column_names:
+    given = rows[label_column][:] if label_column in rows.column_names else []
+    # GLUE withholds the labels of its test splits as -1.
+    if given and not (test and all(_is_float(value) and float(value) == -1 for value in given)):
         number_of = _label_numbers(rows.features[label_column], labels)
         content["labels"] = [
             number_of(value, f"{where}, row {number}", test)
-            for number, value in enumerate(rows[label_column], start=1)
+            for number, value in enumerate(given, start=1)
         ]
     else:
         content["labels"] = [IGNORED] * len(rows)
@@ -358,12 +361,10 @@ def _label_numbers(feature: Any, labels: Sequence[str]) -> Callable[[Any, str, b
     numbered = isinstance(feature, datasets.ClassLabel)
 
     def number(value: Any, where: str, test: bool) -> int | float:
-        if value in (None, "") or (isinstance(value, float) and math.isnan(value)):
+        if value == "" or _is_missing(value):
             if test:
                 return IGNORED
             raise InputError(f"{where}: label is missing; complete or remove the row")
-        if test and _is_int(value) and int(value) == -1:
-            return IGNORED  # GLUE withholds the labels of its test splits so
         if not labels:
             if not _is_float(value):
                 raise InputError(f"{where}: label must be a number, found {value!r}")
@@ -405,8 +406,11 @@ def _missing(where: str, name: str, found: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return "nothing (NaN)" if missing else repr(value)
+    return "nothing (NaN)" if _is_missing(value) else repr(value)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,171 @@
+"""Tiny models and data, and real processes to run them on."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before any import of the libraries that read them: no test goes to the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+SCRIPT = ROOT / "train_mrpc.py"
+
+sys.path.insert(0, str(ROOT))
+
+from lib.demo import MODEL_DIR, make_pairs  # noqa: E402
+
+NUM_TRAIN = 53  # at a global batch of 8: 7 updates of 7 or 8 rows
+NUM_VALIDATION = 23
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Caches of the tests' own, so that none finds what an earlier run left."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("caches")
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    datasets.config.HF_DATASETS_CACHE = folder / "datasets"
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def pairs(num_pairs: int, seed: int) -> list[dict[str, Any]]:
+    rows = make_pairs(num_pairs, seed=seed)
+    return [{name: row[name] for name in ("sentence1", "sentence2", "label")} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small training, validation and test files of sentence pairs."""
+    folder = tmp_path_factory.mktemp("pairs")
+    return {
+        "train": write_csv(folder / "train.csv", pairs(NUM_TRAIN, 11)),
+        "validation": write_csv(folder / "validation.csv", pairs(NUM_VALIDATION, 12)),
+        "test": write_csv(folder / "test.csv", pairs(9, 13)),
+    }
+
+
+def save_tiny_bert(folder: Path, *, dropout: float, num_layers: int = 2) -> Path:
+    """A random BERT of some 40,000 parameters, with the tokenizer of the demo."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.2,
+    )
+    model = BertForSequenceClassification(config)
+    model.bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT without dropout, so that any split of the rows gives the same gradient."""
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"), dropout=0.0)
+
+
+@pytest.fixture(scope="session")
+def dropout_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bert(tmp_path_factory.mktemp("dropout_bert"), dropout=0.1)
+
+
+@pytest.fixture(scope="session")
+def flags(files: dict[str, Path], bert: Path) -> list[str]:
+    """A small run on the tiny BERT and the small files."""
+    return [
+        f"--train_file={files['train']}",
+        f"--validation_file={files['validation']}",
+        f"--model_name_or_path={bert}",
+        "--train_batch_size=8",
+        "--learning_rate=1e-3",
+        "--max_length=64",
+        "--logging_steps=1",
+        "--num_train_epochs=1",
+    ]
+
+
+def run_script(arguments: Sequence[str], *, num_processes: int = 1, timeout: float = 240) -> Any:
+    """Run the script as users do, on real processes; returns what it printed and its status."""
+    command = [sys.executable, str(SCRIPT), *arguments]
+    if num_processes > 1:
+        command = torchrun(num_processes) + [str(SCRIPT), *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def torchrun(num_processes: int) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={num_processes}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def run_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Do several runs one after the other, in one start of `num_processes` real processes."""
+
+    def run(num_processes: int, *runs: Sequence[str]) -> None:
+        path = tmp_path_factory.mktemp("runs") / "runs.json"
+        path.write_text(json.dumps(runs))
+        done = subprocess.run(
+            torchrun(num_processes) + [str(ROOT / "tests" / "worker.py"), str(path)],
+            cwd=ROOT,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")

@@ -1,0 +1,225 @@
+import json
+
+import datasets
+import pytest
+from conftest import write_csv
+from transformers import AutoTokenizer
+
+from lib.batching import IGNORED
+from lib.data import load_files, load_splits, model_columns, row_lengths, tokenise
+from lib.demo import MODEL_DIR
+from lib.errors import InputError
+from lib.tasks import TASKS
+
+ROWS = [
+    {"sentence1": "a b", "sentence2": "c, d", "label": 1},
+    {"sentence1": 'say "e"', "sentence2": "NA", "label": 0},
+    {"sentence1": "null", "sentence2": "ü\nx", "label": 1},
+]
+
+
+def load(train, validation=None, **changes):
+    files = {"train": str(train), "validation": str(validation or train)}
+    files |= {"test": str(changes.pop("test"))} if "test" in changes else {}
+    arguments = {"task_name": None, "text_columns": (), "label_column": "label", **changes}
+    return load_files(files, **arguments)
+
+
+def write(folder, ending, rows):
+    path = folder / f"rows.{ending}"
+    if ending == "csv":
+        write_csv(path, rows)
+    elif ending == "tsv":
+        lines = ["\t".join(rows[0])] + ["\t".join(str(v) for v in row.values()) for row in rows]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    elif ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif ending == "json":
+        path.write_text(json.dumps({"data": rows}))
+    else:
+        datasets.Dataset.from_list(rows).to_parquet(str(path))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_every_format_gives_the_same_rows(tmp_path, ending):
+    rows = [{**row, "sentence2": row["sentence2"].replace("\n", " ")} for row in ROWS]
+    train = load(write(tmp_path, ending, rows)).train
+    # "NA" and "null" are words here, not missing values.
+    assert train["sentence1"][:] == ["a b", 'say "e"', "null"]
+    assert train["sentence2"][:] == ["c, d", "NA", "ü x"]
+    assert train["labels"][:] == [1, 0, 1]
+
+
+def test_quoted_line_ends_stay_in_csv(tmp_path):
+    assert load(write(tmp_path, "csv", ROWS)).train["sentence2"][2] == "ü\nx"
+
+
+def test_string_labels_are_sorted_and_named(tmp_path):
+    rows = [{"text": "x", "label": name} for name in ("spam", "ham", "eggs", "ham")]
+    splits = load(write(tmp_path, "csv", rows))
+    assert splits.task.labels == ("eggs", "ham", "spam")
+    assert splits.train["labels"][:] == [2, 1, 0, 1]
+    assert splits.task.columns == ("text",)
+
+
+def test_number_labels_are_sorted_by_value(tmp_path):
+    rows = [{"text": "x", "label": number} for number in (10, 9, 2)]
+    splits = load(write(tmp_path, "csv", rows))
+    assert splits.task.labels == ("2", "9", "10")
+    assert splits.train["labels"][:] == [2, 1, 0]
+
+
+def test_decimal_labels_are_scores(tmp_path):
+    rows = [{"text": "x", "label": number} for number in (0.5, 4.25)]
+    splits = load(write(tmp_path, "csv", rows))
+    assert splits.task.metrics == ("pearson", "spearmanr")
+    assert splits.train["labels"][:] == [0.5, 4.25]
+
+
+def test_a_task_gives_files_its_labels_and_metrics(tmp_path):
+    rows = [{"sentence1": "x", "sentence2": "y", "label": name} for name in ("not_entailment",)]
+    splits = load(write(tmp_path, "csv", rows), task_name="rte")
+    assert splits.task.labels == ("entailment", "not_entailment")
+    assert splits.train["labels"][:] == [1]
+
+
+def test_labels_may_miss_in_the_test_split(tmp_path):
+    train = write(tmp_path, "csv", ROWS)
+    test = write_csv(tmp_path / "test.csv", [{"sentence1": "p", "sentence2": "q"}])
+    assert load(train, test=test).test["test"]["labels"][:] == [IGNORED]
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "message"),
+    [
+        ("csv", b"sentence1,sentence2\na,b\n", "no column label .found: sentence1, sentence2"),
+        ("csv", b"a,b,c,label\n1,2,3,0\n", "cannot tell the text columns"),
+        ("csv", b"text,label\nx,0\ny\n", "row 2: 1 values where the header has 2"),
+        ("csv", b"text,label\nx,0\ny,\n", "row 2: label is missing"),
+        ("csv", b"text,label\n", "holds no row"),
+        ("csv", b"text,text\nx,0\n", "two columns of one name"),
+        ("csv", b"text,label\nx,0\n\xff\xfe,1\n", "line 3: invalid UTF-8 .byte 0xff."),
+        ("jsonl", b'{"text": "x", "label": 0}\n{"text": }\n', "line 2 is not JSON"),
+        (
+            "jsonl",
+            b'{"text": "x", "label": 0}\n{"text": NaN, "label": 1}',
+            "row 2: text must be text",
+        ),
+        (
+            "jsonl",
+            b'{"text": "x", "label": 0}\n{"label": 1}',
+            "row 2: text must be text, found noth",
+        ),
+        ("json", b"{1", "is not the JSON its name says"),
+        ("parquet", b"text,label\nx,0\n", "is not the PARQUET its name says"),
+    ],
+)
+def test_bad_files_are_named_with_the_row(tmp_path, ending, content, message):
+    path = tmp_path / f"bad.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        load(path)
+    assert "bad." in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_validation_labels_must_be_known_from_training(tmp_path):
+    train = write_csv(tmp_path / "train.csv", [{"text": "x", "label": n} for n in ("no", "yes")])
+    other = write_csv(tmp_path / "dev.csv", [{"text": "x", "label": n} for n in ("yes", "maybe")])
+    with pytest.raises(InputError, match="dev.csv, row 2: unknown label 'maybe'.*: no, yes"):
+        load(train, other)
+
+
+def test_named_columns_must_exist(tmp_path):
+    with pytest.raises(InputError, match="no column quote .found: sentence1, sentence2, label"):
+        load(write(tmp_path, "csv", ROWS), text_columns=("quote",))
+
+
+def glue_folder(folder, task, num_rows=4):
+    """Rows of a GLUE task as the hub lays them out, in Parquet."""
+    spec = TASKS[task]
+    for split in ("train", *spec.validation, *spec.test):
+        labels = [0, 1, 0, 1][:num_rows] if spec.labels else [0.0, 5.0, 2.5, 1.25][:num_rows]
+        if split in spec.test:
+            labels = [-1 if spec.labels else -1.0] * num_rows
+        content = {name: [f"{name} {row}" for row in range(num_rows)] for name in spec.columns}
+        rows = datasets.Dataset.from_dict(
+            {**content, "label": labels, "idx": list(range(num_rows))}
+        )
+        rows.to_parquet(str(folder / f"{split}.parquet"))
+    return folder
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_every_glue_task_is_read(tmp_path, task):
+    splits = load_splits(task, str(glue_folder(tmp_path, task)))
+    assert list(splits.validation) == list(TASKS[task].validation)
+    assert list(splits.test) == list(TASKS[task].test)
+    assert splits.train.column_names == [*TASKS[task].columns, "labels"]
+    assert set(splits.test[TASKS[task].test[0]]["labels"][:]) == {IGNORED}
+
+
+def test_a_saved_dataset_dict_is_read(tmp_path):
+    split = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict(train=split, validation=split).save_to_disk(str(tmp_path / "saved"))
+    assert len(load_splits("mrpc", str(tmp_path / "saved")).train) == 3
+
+
+def test_a_folder_without_a_validation_split(tmp_path):
+    datasets.Dataset.from_list(ROWS).to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(InputError, match="has no validation split .found: train."):
+        load_splits("mrpc", str(tmp_path))
+
+
+def test_a_folder_without_data(tmp_path):
+    with pytest.raises(InputError, match="holds no Parquet file"):
+        load_splits("mrpc", str(tmp_path))
+
+
+def test_no_hub_and_nothing_cached_names_the_remedy():
+    with pytest.raises(InputError, match="hf download --repo-type dataset nyu-mll/glue"):
+        load_splits("mrpc", "nyu-mll/glue")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL_DIR)
+
+
+def test_tokenised_rows_are_numbered_and_not_padded(files, tokenizer):
+    splits = load(files["train"], files["validation"])
+    tokenised = tokenise(splits, tokenizer, max_length=64)
+    assert model_columns(tokenised.train) == ["input_ids", "token_type_ids", "attention_mask"]
+    first = splits.train[0]
+    expected = tokenizer(first["sentence1"], first["sentence2"])["input_ids"]
+    assert tokenised.train[0]["input_ids"] == expected
+    assert tokenised.train["row"][:] == list(range(len(splits.train)))
+    assert row_lengths(tokenised.train) == [len(ids) for ids in tokenised.train["input_ids"]]
+    assert len(set(row_lengths(tokenised.train))) > 1
+
+
+def test_long_rows_are_truncated(files, tokenizer):
+    splits = load(files["train"], files["validation"])
+    assert max(row_lengths(tokenise(splits, tokenizer, max_length=10).train)) == 10
+
+
+def test_tokenised_once_and_cached(files, tokenizer, monkeypatch):
+    splits = load(files["train"], files["validation"])
+    tokenise(splits, tokenizer, max_length=40)
+    tokenizer("something else", padding="max_length", max_length=7)  # changes the tokenizer's state
+    monkeypatch.setattr(
+        type(tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenised a second time")
+    )
+    tokenise(load(files["train"], files["validation"]), tokenizer, max_length=40)
+
+
+def test_the_fingerprint_follows_the_contents(tmp_path):
+    one = load(write(tmp_path, "csv", ROWS))
+    assert one.fingerprint() == load(write(tmp_path, "jsonl", ROWS)).fingerprint()
+    assert one.fingerprint() != load(write(tmp_path, "csv", ROWS[::-1])).fingerprint()
+
+
+def test_first_rows_of_each_split(files):
+    splits = load(files["train"], files["validation"]).first(train=5, validation=3, test=None)
+    assert (len(splits.train), len(splits.validation["validation"])) == (5, 3)

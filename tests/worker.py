@@ -1,0 +1,13 @@
+"""Runs of the script, one after the other, in the processes that torchrun started."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from lib.command_line import parse_arguments
+from train_mrpc import main
+
+for arguments in json.loads(Path(sys.argv[1]).read_text()):
+    main(parse_arguments(arguments))
