@@ -67,9 +67,6 @@ def main(config: TrainConfig) -> dict[str, Any]:
     accelerator.gradient_accumulation_steps = accumulation
     config = resolved(config, batch_size)
     folder = Path(config.output_dir)
-    if not config.dry_run:
-        claim_output(config, accelerator)
-
     inputs = once_per_machine(accelerator, lambda: load_inputs(config))
     sampler, train_loader, eval_loader = make_loaders(config, inputs, accelerator)
     updates_per_epoch = len(sampler.start(epoch=0))
@@ -111,11 +108,13 @@ def main(config: TrainConfig) -> dict[str, Any]:
             accelerator.print(line)
         return {}
 
+    claim_output(config, accelerator)
     state = checkpoint.TrainingState()
     if config.resume_from_checkpoint is not None:
-        state = checkpoint.load_checkpoint(Path(config.resume_from_checkpoint), accelerator)
-        schedule.last_epoch = state.update - 1
-        schedule.step()
+        checkpoint_folder = Path(config.resume_from_checkpoint)
+        state = checkpoint.load_checkpoint(checkpoint_folder, accelerator)
+        checkpoint.restore_best(checkpoint_folder, folder, accelerator, model, inputs.tokenizer)
+        modelling.set_update(schedule, state.update)
     tracking.start_trackers(accelerator, "train_mrpc", config.to_dict())
     log = tracking.MetricsLog(folder, accelerator, update=state.update)
     progress = tracking.Progress(
@@ -237,9 +236,7 @@ def claim_output(config: TrainConfig, accelerator: Accelerator) -> None:
 
     def claim() -> None:
         if accelerator.is_main_process:
-            resuming = config.resume_from_checkpoint is not None
-            output.claim(folder, overwrite=config.overwrite_output_dir, resuming=resuming)
-            output.write_yaml(folder / output.CONFIG_FILE, config.to_dict())
+            output.claim(folder, config.to_dict())
 
     def see() -> None:
         if not (folder / output.CONFIG_FILE).exists():
@@ -253,6 +250,14 @@ def claim_output(config: TrainConfig, accelerator: Accelerator) -> None:
 
 def load_inputs(config: TrainConfig) -> Inputs:
     """Everything that is read: rows, tokenizer, model; InputError for what cannot be used."""
+    if config.resume_from_checkpoint is not None:
+        checkpoint.read_state(Path(config.resume_from_checkpoint))
+    if not config.dry_run:
+        output.check_free(
+            Path(config.output_dir),
+            overwrite=config.overwrite_output_dir,
+            resuming=config.resume_from_checkpoint is not None,
+        )
     if config.train_file is not None:
         names = ("train", "validation", "test")
         files = {name: getattr(config, f"{name}_file") for name in names}

@@ -2,19 +2,24 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lib.errors import InputError
 from lib.output import CONFIG_FILE, replacing, write_json, writing
 
 STATE_FILE = "training_state.json"
+WEIGHTS_FILE = "model.safetensors"
+BEST_FILE = "best_model.safetensors"
 
 
 @dataclasses.dataclass
@@ -51,15 +56,18 @@ def interval(checkpointing_steps: str | None, updates_per_epoch: int) -> int | N
 
 
 def save_checkpoint(folder: Path, accelerator: Accelerator, state: TrainingState) -> None:
-    """Write weights, moments and state to `folder`, which is complete or does not exist.
+    """Write weights, moments, state and the best model so far; complete, or it does not exist.
 
-    All processes call this: sharded weights are written by all of them.
+    All processes call this: sharded weights are written by all of them. The best model is the one
+    that `export` left in the parent folder.
     """
     beside = folder.with_name(f".{folder.name}.writing")
     if accelerator.is_main_process:
         with replacing(folder) as beside:
             accelerator.save_state(str(beside))
             write_json(beside / STATE_FILE, dataclasses.asdict(state))
+            if state.best_update:
+                _link(folder.parent / WEIGHTS_FILE, beside / BEST_FILE)
     else:
         accelerator.save_state(str(beside))
     accelerator.wait_for_everyone()
@@ -74,6 +82,27 @@ def load_checkpoint(folder: Path, accelerator: Accelerator) -> TrainingState:
     state = read_state(folder)
     accelerator.load_state(str(folder))
     return state
+
+
+def restore_best(
+    folder: Path,
+    output_folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Put a checkpoint's best model into the output folder, where a resumed run keeps it."""
+    if accelerator.is_main_process and (folder / BEST_FILE).exists():
+        _write_model(output_folder, load_file(folder / BEST_FILE), accelerator, model, tokenizer)
+    accelerator.wait_for_everyone()
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the file system has them, as files here are replaced and not changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def read_state(folder: Path) -> TrainingState:
@@ -103,15 +132,24 @@ def export(
     """
     weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
-        plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-        with writing(folder), tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as beside:
-            plain.save_pretrained(
-                beside,
-                state_dict={name.removeprefix("_orig_mod."): w for name, w in weights.items()},
-            )
-            tokenizer.save_pretrained(beside)
-            for file in Path(beside).iterdir():
-                # safetensors makes its files private; others may read what may be read in here.
-                shutil.copymode(folder / CONFIG_FILE, file)
-                file.replace(folder / file.name)
+        _write_model(folder, weights, accelerator, model, tokenizer)
     accelerator.wait_for_everyone()
+
+
+def _write_model(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
+    # torch.compile renames the weights.
+    weights = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as beside:
+        plain.save_pretrained(beside, state_dict=weights)
+        tokenizer.save_pretrained(beside)
+        for file in Path(beside).iterdir():
+            # safetensors makes its files private; others may read what may be read in here.
+            shutil.copymode(folder / CONFIG_FILE, file)
+            file.replace(folder / file.name)

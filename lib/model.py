@@ -195,7 +195,21 @@ def learning_rate_schedule(
 
     Not for `accelerator.prepare`, whose schedulers step once per process.
     """
-    return get_scheduler(kind, optimizer, num_warmup_updates, num_updates)
+    schedule = get_scheduler(kind, optimizer, num_warmup_updates, num_updates)
+    assert isinstance(schedule, LambdaLR)
+    return schedule
+
+
+def set_update(schedule: LambdaLR, update: int) -> None:
+    """Set the learning rates to those of the update after `update` updates."""
+    state = schedule.state_dict()
+    rates = [
+        float(rate) * factor(update)
+        for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    schedule.load_state_dict({**state, "last_epoch": update, "_last_lr": rates})
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def loss_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

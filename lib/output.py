@@ -16,25 +16,36 @@ from lib.errors import InputError
 CONFIG_FILE = "config.yaml"
 
 
-def claim(folder: Path, *, overwrite: bool, resuming: bool) -> None:
-    """Make the folder, unless what it holds is somebody else's.
+def check_free(folder: Path, *, overwrite: bool, resuming: bool) -> None:
+    """Refuse a folder that somebody else uses, or that cannot be written; writes nothing.
 
     Raises:
-        InputError: it holds another run or other files, or nothing can be written there.
+        InputError: it holds another run or other files, or it cannot be made.
+    """
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--output_dir {folder}: {parent} cannot be written; choose another folder"
+        )
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if found and not (overwrite or resuming):
+        held = "a run" if CONFIG_FILE in found else f"files ({', '.join(found[:3])})"
+        raise InputError(
+            f"--output_dir {folder} already holds {held}: choose another folder, go on with "
+            "--resume_from_checkpoint, or replace the files of that run with "
+            "--overwrite_output_dir"
+        )
+
+
+def claim(folder: Path, config: Mapping[str, Any]) -> None:
+    """Make the folder, and write there whose it is.
+
+    Raises:
+        InputError: it cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(path.name for path in folder.iterdir())
-        if found and not (overwrite or resuming):
-            held = "a run" if CONFIG_FILE in found else f"files ({', '.join(found[:3])})"
-            raise InputError(
-                f"--output_dir {folder} already holds {held}: choose another folder, go on with "
-                "--resume_from_checkpoint, or replace the files of that run with "
-                "--overwrite_output_dir"
-            )
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"\0")
-        probe.unlink()
+    write_yaml(folder / CONFIG_FILE, config)
 
 
 @contextlib.contextmanager
@@ -46,6 +57,7 @@ def writing(path: Path) -> Iterator[None]:
         errno.EROFS: "choose a folder on a file system that can be written",
         errno.EACCES: "choose a folder that you may write",
         errno.EPERM: "choose a folder that you may write",
+        errno.ENOENT: "choose a folder whose parents can be made",
         errno.ENOTDIR: "choose a folder whose parents are folders",
     }
     try:

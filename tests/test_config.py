@@ -110,7 +110,7 @@ def test_every_flag_of_the_peers_is_taken(files):
 
 
 def test_configuration_reads_back(tmp_path):
-    config = parse_arguments("--learning_rate 3e-5 --report_to wandb --hub_token x".split())
+    config = parse_arguments(["--learning_rate=3e-5", "--report_to", "wandb", "--hub_token=x"])
     written = yaml.safe_dump(config.to_dict())
     assert "hub_token" not in written
     (tmp_path / "config.yaml").write_text(written)

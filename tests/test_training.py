@@ -1,0 +1,294 @@
+"""Whole runs in this process, against a plain PyTorch loop and against each other."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, write_csv
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from lib.batching import global_batches
+from lib.command_line import parse_arguments
+from lib.data import load_files, row_lengths, tokenise
+from lib.errors import InputError
+from lib.monitor import NonFiniteError
+from train_mrpc import main
+
+
+def run(flags, folder, *more):
+    return main(parse_arguments([*flags, f"--output_dir={folder}", *more]))
+
+
+def difference(one, other):
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def once(flags, tmp_path_factory):
+    """An epoch of 7 updates on one process, in one micro-batch each."""
+    folder = tmp_path_factory.mktemp("once")
+    run(flags, folder, "--checkpointing_steps=epoch")
+    return folder
+
+
+def test_equals_a_plain_loop_over_whole_batches(flags, files, bert, once):
+    """Weights and losses, from Hugging Face's own loss, PyTorch's schedule and no Accelerate."""
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    splits = load_files(
+        {"train": str(files["train"]), "validation": str(files["validation"])},
+        task_name=None,
+        text_columns=(),
+        label_column="label",
+    )
+    rows = tokenise(splits, tokenizer, max_length=64).train
+    torch.manual_seed(42)
+    model = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2)
+    decayed = [weight for weight in model.parameters() if weight.ndim > 1]
+    others = [weight for weight in model.parameters() if weight.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
+        eps=1e-5,
+        foreach=False,
+    )
+    batches = global_batches(row_lengths(rows), seed=42, epoch=0, batch_size=8, num_micro_batches=1)
+    losses, rates = [], []
+    for update, (batch,) in enumerate(batches):
+        # One update of 7 warms up (10%, rounded up); the other six come down to 0.
+        rate = 1e-3 * (update if update < 1 else (7 - update) / 6)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        columns = rows[batch]
+        labels = torch.tensor(columns["labels"])
+        names = ("input_ids", "token_type_ids", "attention_mask")
+        inputs = tokenizer.pad({name: columns[name] for name in names}, return_tensors="pt")
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        rates.append(rate)
+    logged = [line for line in read_metrics(once) if "loss" in line]
+    assert [line["loss"] for line in logged] == pytest.approx(losses, abs=1e-6)
+    assert [line["learning_rate"] for line in logged] == pytest.approx(rates, abs=1e-12)
+    assert difference(read_weights(once / "epoch_0"), model.state_dict()) < 1e-6
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 4, 8])
+def test_cutting_an_update_into_micro_batches_changes_nothing(flags, once, tmp_path, accumulation):
+    """Also unevenly, and so finely that some are empty (8 micro-batches of 7 rows)."""
+    cut = f"--gradient_accumulation_steps={accumulation}"
+    run(flags, tmp_path, cut, "--checkpointing_steps=epoch")
+    assert_same_course(tmp_path, once)
+
+
+def assert_same_course(folder, reference):
+    """The same learning rates, losses, gradients and weights, update by update."""
+    lines, expected = read_metrics(folder), read_metrics(reference)
+    for name in ("learning_rate", "loss", "grad_norm"):
+        values = [line[name] for line in lines if name in line]
+        wanted = [line[name] for line in expected if name in line]
+        assert len(wanted) == 7
+        assert values == pytest.approx(wanted, abs=1e-6, rel=1e-6)
+    assert difference(read_weights(folder / "epoch_0"), read_weights(reference / "epoch_0")) < 1e-6
+
+
+def test_the_peers_way_of_giving_the_batch_is_the_same(flags, once, tmp_path):
+    ours = [flag for flag in flags if "train_batch_size" not in flag]
+    peers = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"]
+    run(ours, tmp_path, *peers, "--checkpointing_steps=epoch")
+    assert_same_course(tmp_path, once)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(flags, dropout_bert, tmp_path):
+    dropout = f"--model_name_or_path={dropout_bert}"
+    for name, seed in (("a", 42), ("b", 42), ("c", 43)):
+        run(flags, tmp_path / name, dropout, f"--seed={seed}")
+    one, same, other = (read_weights(tmp_path / name) for name in "abc")
+    assert difference(one, same) == 0
+    assert difference(one, other) > 0
+
+
+@pytest.mark.parametrize("stop", ["step_3", "step_7", "step_12"])
+def test_resuming_gives_the_same_bits(flags, dropout_bert, tmp_path, stop):
+    """In the middle of an epoch, at its end, and in the next one; with dropout and accumulation."""
+    common = [f"--model_name_or_path={dropout_bert}", "--num_train_epochs=2"]
+    common += ["--gradient_accumulation_steps=2", "--checkpointing_steps=1"]
+    run(flags, tmp_path / "whole", *common)
+    run(flags, tmp_path / "rest", *common, f"--resume_from_checkpoint={tmp_path / 'whole' / stop}")
+    assert difference(*(read_weights(tmp_path / n / "step_14") for n in ("whole", "rest"))) == 0
+    assert difference(*(read_weights(tmp_path / n) for n in ("whole", "rest"))) == 0
+
+
+def test_resuming_in_place_repeats_no_line(flags, tmp_path):
+    run(flags, tmp_path, "--checkpointing_steps=2")
+    before = read_metrics(tmp_path)
+    run(flags, tmp_path, f"--resume_from_checkpoint={tmp_path / 'step_4'}")
+    names = ("update", "loss", "learning_rate", "eval_loss")
+    kept = [
+        [{n: line.get(n) for n in names} for line in lines]
+        for lines in (before, read_metrics(tmp_path))
+    ]
+    assert kept[0] == kept[1]
+
+
+def test_updates_end_where_they_were_told(flags, tmp_path):
+    results = run(flags, tmp_path, "--max_train_steps=9", "--checkpointing_steps=epoch")
+    assert results["num_updates"] == 9
+    assert (tmp_path / "epoch_0").is_dir()
+    assert (tmp_path / "epoch_1").is_dir()
+
+
+def test_evaluates_every_n_updates_and_at_the_end(flags, tmp_path):
+    run(flags, tmp_path, "--eval_every=3")
+    assert [line["update"] for line in read_metrics(tmp_path) if "eval_loss" in line] == [3, 6, 7]
+
+
+def test_keeps_the_best_model_and_stops_early(flags, tmp_path):
+    # A learning rate that only does harm: the first evaluation stays the best.
+    results = run(
+        flags, tmp_path, "--learning_rate=0.5", "--num_train_epochs=20", "--lr_scheduler_type",
+        "constant", "--early_stopping_patience=2", "--metric_for_best_model=loss",
+    )  # fmt: skip
+    lines = [line for line in read_metrics(tmp_path) if "eval_loss" in line]
+    losses = [line["eval_loss"] for line in lines]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 20
+    assert results["best_update"] == lines[best]["update"]
+    assert results["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_a_collapsed_classifier_is_named(flags, tmp_path, capsys):
+    results = run(flags, tmp_path, "--learning_rate=0", "--max_train_steps=1")
+    answers = {
+        json.loads(line)["prediction"]
+        for line in (tmp_path / "predictions" / "validation.jsonl").read_text().splitlines()
+    }
+    assert (len(answers) == 1) == ("eval_collapsed_to" in results)
+    results = run(flags, tmp_path / "b", "--learning_rate=1", "--max_grad_norm=0")
+    assert results["eval_collapsed_to"] in ("0", "1")
+    assert "every row is predicted as" in capsys.readouterr().out
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(flags, bert, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for file in bert.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(bert / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"][0] = math.nan
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        NonFiniteError, match="update 1 is not finite.*learning rate was 0.*rows"
+    ) as error:
+        run(flags, tmp_path / "out", f"--model_name_or_path={tmp_path}")
+    rows = json.loads(str(error.value).split("from 0) ")[1].split(":")[0])
+    assert len(set(rows)) in (7, 8)
+    assert set(rows) < set(range(NUM_TRAIN))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_what_a_run_leaves(flags, files, tmp_path):
+    results = run(flags, tmp_path, f"--test_file={files['test']}")
+    assert json.loads((tmp_path / "all_results.json").read_text()) == results
+    for name in ("accuracy", "f1", "combined_score"):
+        low, high = results[f"eval_{name}_ci95"]
+        assert low <= results[f"eval_{name}"] <= high
+    assert results["eval_num_rows"] == 23
+    assert results["test_num_rows"] == 9  # these test rows are labelled, so they are scored
+    assert 0 <= results["test_accuracy"] <= 1
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert len(manifest["data_fingerprint"]) == 64
+    again = parse_arguments(["--config", str(tmp_path / "config.yaml")])
+    assert again.learning_rate == 1e-3
+    assert again.train_batch_size == 8
+
+
+def test_the_saved_folder_gives_the_predictions_that_were_written(flags, files, tmp_path):
+    run(flags, tmp_path)
+    classify = pipeline("text-classification", str(tmp_path), top_k=None)
+    rows = pairs(23, 12)
+    answers = classify([{"text": r["sentence1"], "text_pair": r["sentence2"]} for r in rows])
+    lines = (tmp_path / "predictions" / "validation.jsonl").read_text().splitlines()
+    for answer, line in zip(answers, map(json.loads, lines), strict=True):
+        scores = {choice["label"]: choice["score"] for choice in answer}
+        assert scores == pytest.approx(line["probabilities"], abs=1e-5)
+        assert max(scores, key=scores.get) == line["prediction"]
+
+
+def test_the_model_card_is_one(flags, tmp_path):
+    from huggingface_hub import ModelCard
+
+    results = run(flags, tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert scores["accuracy"] == results["eval_accuracy"]
+    assert card.data.pipeline_tag == "text-classification"
+
+
+def test_a_score_is_learned_as_a_regression(flags, tmp_path):
+    rows = [{**row, "label": row["label"] * 2.5 + 0.5} for row in pairs(40, 3)]
+    path = write_csv(tmp_path / "scores.csv", rows)
+    files = [f"--train_file={path}", f"--validation_file={path}"]
+    results = run(flags, tmp_path / "out", *files, "--gradient_accumulation_steps=3")
+    assert -1 <= results["eval_pearson"] <= 1
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+
+
+def test_single_sentences_with_named_labels(flags, tmp_path):
+    rows = [{"text": r["sentence1"], "label": ("bad", "good")[r["label"]]} for r in pairs(30, 4)]
+    path = write_csv(tmp_path / "texts.csv", rows)
+    run(flags, tmp_path / "out", f"--train_file={path}", f"--validation_file={path}")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+
+
+def test_dry_run_tells_and_writes_nothing(flags, tmp_path, capsys):
+    run(flags, tmp_path / "out", "--dry_run")
+    printed = capsys.readouterr().out
+    assert f"train: {NUM_TRAIN} rows" in printed
+    assert "updates: 7 per epoch, 7 in all" in printed
+    assert "global batch: 7 to 8 rows = 1 processes x at most 8 rows x 1 accumulated" in printed
+    assert "gradient norm" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_run_in_the_folder_is_left_alone(flags, tmp_path):
+    run(flags, tmp_path, "--max_train_steps=1")
+    (tmp_path / "mine.txt").write_text("mine")
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(InputError, match="already holds a run.*--overwrite_output_dir"):
+        run(flags, tmp_path, "--seed=1")
+    assert (tmp_path / "config.yaml").read_text() == before
+    run(flags, tmp_path, "--seed=1", "--max_train_steps=1", "--overwrite_output_dir")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_files_of_the_users_own_are_left_alone(flags, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(InputError, match="already holds files .README.md."):
+        run(flags, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--model_name_or_path=google-bert/bert-base-uncased"],
+            "hf download google-bert/bert-base",
+        ),
+        (["--metric_for_best_model=bleu"], "must be one of accuracy, f1, combined_score, loss"),
+        (["--max_length=4096"], "4096 is more than the 96 tokens"),
+        (["--reinit_layers=9"], "9 is more than the model's 2 encoder layers"),
+        (["--resume_from_checkpoint=nowhere"], "nowhere is not a checkpoint of this script"),
+        (["--output_dir=/proc/out"], "/proc/out"),
+    ],
+)
+def test_bad_input_stops_the_run_before_anything_is_written(flags, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        run(flags, tmp_path / "out", *more)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
