@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import FIELDS, TYPES, TrainConfig
-from lib.errors import InputError
+from lib.errors import InputError, NonFiniteError
 
 BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn an `InputError` into one line and exit status 2; once, not once per process."""
+    """Turn the project's own errors into one line and an exit status; once per run.
+
+    All processes raise the same error, so the one of rank 0 speaks for all.
+    """
     try:
         yield
-    except InputError as error:
+    except (InputError, NonFiniteError) as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"train_mrpc.py: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainConfig:

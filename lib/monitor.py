@@ -7,9 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient of an update is not finite; the update was not applied."""
+from lib.errors import NonFiniteError
 
 
 class Monitor:

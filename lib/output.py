@@ -4,12 +4,14 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from lib.errors import InputError
 
@@ -48,26 +50,39 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
     write_yaml(folder / CONFIG_FILE, config)
 
 
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "choose a folder on a file system that can be written",
+    errno.EACCES: "choose a folder that you may write",
+    errno.EPERM: "choose a folder that you may write",
+    errno.ENOENT: "choose a folder whose parents can be made",
+    errno.ENOTDIR: "choose a folder whose parents are folders",
+}
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a failure to write into an error that names the path and the remedy."""
-    remedies = {
-        errno.ENOSPC: "free some space",
-        errno.EDQUOT: "free some of your quota",
-        errno.EROFS: "choose a folder on a file system that can be written",
-        errno.EACCES: "choose a folder that you may write",
-        errno.EPERM: "choose a folder that you may write",
-        errno.ENOENT: "choose a folder whose parents can be made",
-        errno.ENOTDIR: "choose a folder whose parents are folders",
-    }
     try:
         yield
-    except OSError as error:
-        remedy = remedies.get(error.errno or 0)
-        if remedy is None:
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number not in REMEDIES:
             raise
-        where = error.filename or path
-        raise InputError(f"cannot write {where}: {error.strerror}; {remedy}") from error
+        where = getattr(error, "filename", None) or path
+        raise InputError(
+            f"cannot write {where}: {os.strerror(number)}; {REMEDIES[number]}"
+        ) from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int:
+    """The system's number of an error; safetensors gives it in words."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else 0
 
 
 @contextlib.contextmanager

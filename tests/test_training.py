@@ -11,8 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from lib.batching import global_batches
 from lib.command_line import parse_arguments
 from lib.data import load_files, row_lengths, tokenise
-from lib.errors import InputError
-from lib.monitor import NonFiniteError
+from lib.errors import InputError, NonFiniteError
 from train_mrpc import main
 
 

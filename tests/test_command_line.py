@@ -1,0 +1,75 @@
+"""What users see when something is wrong: one line, and exit status 2."""
+
+import subprocess
+
+import pytest
+from conftest import run_script
+
+
+def error_of(done):
+    lines = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lerning_rate=1"], "unknown flag --lerning_rate: did you mean --learning_rate?"),
+        (["--train_batch_size=0"], "--train_batch_size must be at least 1, got 0"),
+        (["--train_file=gone.csv", "--validation_file=gone.csv"], "gone.csv: no such file"),
+    ],
+)
+def test_a_wrong_flag_is_told_at_once(arguments, words):
+    done = run_script(arguments)
+    assert done.returncode == 2
+    assert words in error_of(done)
+    assert done.stdout == ""
+
+
+def test_no_hub_and_nothing_cached(tmp_path):
+    done = run_script([f"--output_dir={tmp_path / 'out'}"])
+    assert done.returncode == 2
+    assert "hf download --repo-type dataset nyu-mll/glue" in error_of(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows_leave_no_output_folder(flags, tmp_path):
+    path = tmp_path / "bad.csv"
+    path.write_text("sentence1,sentence2,label\na,b,0\nc,,\n")
+    files = [f"--train_file={path}", f"--validation_file={path}"]
+    done = run_script([*flags, *files, f"--output_dir={tmp_path / 'out'}"])
+    assert done.returncode == 2
+    assert "bad.csv, row 2: label is missing" in error_of(done)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for a configuration but not for a model."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named(flags, small_disk):
+    done = run_script([*flags, f"--output_dir={small_disk / 'out'}", "--max_train_steps=1"])
+    assert done.returncode == 2
+    line = error_of(done)
+    assert f"cannot write {small_disk / 'out'}" in line
+    assert "free some space" in line
+
+
+def test_a_gradient_that_is_not_finite_has_a_status_of_its_own(flags, tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("text,label\n" + "a,1e30\nb,0.5\n" * 4)
+    files = [f"--train_file={path}", f"--validation_file={path}"]
+    done = run_script([*flags, *files, f"--output_dir={tmp_path / 'out'}", "--warmup_ratio=0"])
+    assert done.returncode == 1
+    assert "update 1 is not finite" in error_of(done)
