@@ -14,12 +14,17 @@ An `update` is one step of the optimizer; its rows, over all processes, are the 
 
 import sys
 
+from lib import hub
 from lib.command_line import exit_status, parse_arguments
 from lib.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
 
 if __name__ == "__main__":
+    # Before the seconds that the imports below take, and before they look for the hub.
     with exit_status():
-        CONFIG = parse_arguments(sys.argv[1:])  # before the seconds that these imports take
+        CONFIG = parse_arguments(sys.argv[1:])
+        hub.settle(
+            CONFIG.model_name_or_path, CONFIG.dataset_name if CONFIG.train_file is None else None
+        )
 
 import dataclasses
 import math
@@ -412,7 +417,7 @@ def finish(
             config=config.to_dict(),
             data_source=inputs.splits.source,
             data_fingerprint=inputs.splits.fingerprint(),
-            model_revision=getattr(inputs.model.config, "_commit_hash", None),
+            model_revision=modelling.revision_of(config.model_name_or_path, config.model_revision),
             device=f"{accelerator.num_processes} x {modelling.device_name(accelerator.device)}",
             precision=accelerator.mixed_precision,
         )

@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lib.batching import IGNORED
 from lib.errors import InputError
+from lib.hub import REMEDY
 from lib.tasks import TASKS, Task, task_of_files
 
 Row = dict[str, Any]
@@ -87,8 +86,7 @@ def load_dataset(
         # depending on what is cached and on HF_HUB_OFFLINE.
         raise InputError(
             f"--dataset_name {dataset_name} ({task_name}) is neither cached nor to be had from the "
-            f"hub: {_first_line(error)}; on a machine with network run "
-            f"`hf download --repo-type dataset {dataset_name}`, or give a local folder, or --demo"
+            f"hub: {_first_line(error)}; {REMEDY}"
         ) from error
 
 
@@ -475,25 +473,3 @@ def row_lengths(rows: Rows) -> list[int]:
 def model_columns(rows: Rows) -> list[str]:
     """The columns of tokenised rows that the model takes."""
     return [name for name in rows.column_names if name not in ("labels", "row")]
-
-
-def hub_in_reach(timeout: float = 5.0) -> bool:
-    """Whether the hub answers at all within `timeout` seconds, without any retry."""
-    from urllib.parse import urlparse
-
-    from huggingface_hub.constants import ENDPOINT
-
-    address = urlparse(ENDPOINT)
-    try:
-        with socket.create_connection(
-            (address.hostname or "", address.port or (443 if address.scheme == "https" else 80)),
-            timeout,
-        ):
-            return True
-    except OSError:
-        return False
-
-
-def go_offline() -> None:
-    """Tell Hugging Face's libraries to use their caches only; before they are imported."""
-    os.environ["HF_HUB_OFFLINE"] = "1"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 
 from lib.batching import IGNORED
 from lib.errors import InputError
+from lib.hub import REMEDY
 
 
 def load_tokenizer(
@@ -105,8 +107,7 @@ def _unloadable(name: str, what: str, error: BaseException) -> str:
         return f"--model_name_or_path {name}: the folder has no usable {what}: {reason}"
     return (
         f"--model_name_or_path {name} is neither a folder, nor cached, nor to be had from the hub: "
-        f"{reason}; on a machine with network run `hf download {name}`, or give a local folder, "
-        "or --demo"
+        f"{reason}; {REMEDY}"
     )
 
 
@@ -248,6 +249,14 @@ def learning_rate_at(schedule: LambdaLR, update: int) -> float:
     """The highest learning rate of the update after `update` updates."""
     factors = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
     return max(float(rate) * factor(update) for rate, factor in factors)
+
+
+def revision_of(name: str, revision: str | None) -> str | None:
+    """The commit of a model on the hub that the cache holds; None for a folder."""
+    if Path(name).is_dir():
+        return None
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def device_name(device: torch.device) -> str:

@@ -276,10 +276,7 @@ def test_files_of_the_users_own_are_left_alone(flags, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (
-            ["--model_name_or_path=google-bert/bert-base-uncased"],
-            "hf download google-bert/bert-base",
-        ),
+        (["--model_name_or_path=a/b"], "a/b is neither a folder, nor cached.*--dry_run"),
         (["--metric_for_best_model=bleu"], "must be one of accuracy, f1, combined_score, loss"),
         (["--max_length=4096"], "4096 is more than the 96 tokens"),
         (["--reinit_layers=9"], "9 is more than the model's 2 encoder layers"),

@@ -1,0 +1,91 @@
+"""Whether the hub can be reached, found out before its libraries try for minutes."""
+
+import os
+import socket
+import sys
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from lib.errors import InputError
+
+# Seconds to wait for the hub. Longer than any round trip, short enough for a node without network.
+TIMEOUT = 3.0
+
+REMEDY = (
+    "run the same command with --dry_run on a machine with network, which fills the cache "
+    "(HF_HOME), or give a local folder, or --demo"
+)
+
+
+def settle(model: str, dataset: str | None) -> None:
+    """Go offline if the hub does not answer. Before Hugging Face's libraries are imported.
+
+    Args:
+        model: name on the hub, or a folder.
+        dataset: the same; None if the rows come from files.
+
+    Raises:
+        InputError: the hub does not answer, and what is needed is not cached.
+    """
+    wanted = [("--model_name_or_path", model, _model_cached)]
+    if dataset is not None:
+        wanted.append(("--dataset_name", dataset, _dataset_cached))
+    wanted = [item for item in wanted if not Path(item[1]).exists() and item[1] != "demo"]
+    if not wanted:
+        return
+    for flag, name, _ in wanted:
+        if name.startswith((".", "/", "~")):
+            raise InputError(f"{flag} {name}: no such folder")
+    if not _offline():
+        if _answers():
+            return
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        if int(os.environ.get("RANK", "0")) == 0:
+            print("the hub does not answer: using what is cached", file=sys.stderr, flush=True)
+    for flag, name, cached in wanted:
+        if not cached(name):
+            raise InputError(
+                f"{flag} {name} is neither a folder nor cached, and the hub does not answer: "
+                f"{REMEDY}"
+            )
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _answers() -> bool:
+    address = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if address.scheme in urllib.request.getproxies():
+        return True  # only the proxy can tell
+    answered = threading.Event()
+
+    def connect() -> None:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname or "", port), TIMEOUT).close()
+        except OSError:
+            return
+        answered.set()
+
+    # In a thread, since looking up a name may take longer than any time-out of the connection.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    return answered.is_set()
+
+
+def _model_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _dataset_cached(name: str) -> bool:
+    from huggingface_hub.constants import HF_HOME
+
+    # Offline, datasets reads what it has prepared and not what the hub's own cache holds.
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", f"{HF_HOME}/datasets"))
+    return (prepared / name.replace("/", "___")).is_dir()
