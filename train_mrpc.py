@@ -301,7 +301,7 @@ def load_inputs(config: TrainConfig) -> Inputs:
         reinit_layers=config.reinit_layers,
         seed=config.seed,
     )
-    modelling.check_length(config.max_length, model, tokenizer)
+    modelling.check_fit(config.max_length, model, tokenizer)
     tokenised = data.tokenise(splits, tokenizer, max_length=config.max_length)
     return Inputs(splits, tokenised, tokenizer, model, data.row_lengths(tokenised.train))
 

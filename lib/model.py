@@ -38,6 +38,9 @@ def load_tokenizer(
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_unloadable(name, "tokenizer", error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # transformers 5 makes an empty tokenizer of a folder that has none.
+        raise InputError(_unloadable(name, "tokenizer", ValueError("no vocabulary")))
     if tokenizer.pad_token is None:
         raise InputError(
             f"--model_name_or_path {name}: its tokenizer has no padding token, which batches of "
@@ -231,10 +234,19 @@ def loss_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Te
     )
 
 
-def check_length(
-    max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Raise InputError if rows of `max_length` tokens are longer than the model's positions."""
+def check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that the model can take what the tokenizer gives.
+
+    Raises:
+        InputError: rows of `max_length` are longer than the model's positions, or the tokenizer
+            has more words than the model.
+    """
+    words = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > words:
+        raise InputError(
+            f"--model_name_or_path: the tokenizer has {len(tokenizer)} words, the model {words}: "
+            "they do not belong together"
+        )
     positions = min(
         getattr(model.config, "max_position_embeddings", None) or max_length,
         tokenizer.model_max_length,

@@ -1,0 +1,170 @@
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import save_tiny_bert
+from torch.nn.functional import cross_entropy, mse_loss
+
+from lib.batching import IGNORED
+from lib.errors import InputError
+from lib.model import (
+    learning_rate_at,
+    learning_rate_schedule,
+    load_model,
+    load_tokenizer,
+    loss_sum,
+    parameter_groups,
+    set_update,
+)
+
+
+def load(folder, **changes):
+    arguments = {
+        "revision": None,
+        "label_names": ("no", "yes"),
+        "trust_remote_code": False,
+        "ignore_mismatched_sizes": False,
+        "reinit_layers": 0,
+        "seed": 1,
+    }
+    return load_model(str(folder), **{**arguments, **changes})
+
+
+def tokenizer_of(folder):
+    return load_tokenizer(str(folder), revision=None, use_fast=True, trust_remote_code=False)
+
+
+def test_loss_is_the_sum_over_rows():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, IGNORED])
+    expected = cross_entropy(logits[:5], labels[:5]) * 5
+    assert loss_sum(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+    smoothed = cross_entropy(logits[:5], labels[:5], label_smoothing=0.1) * 5
+    assert loss_sum(logits, labels, 0.1).item() == pytest.approx(smoothed.item(), rel=1e-6)
+
+
+def test_loss_of_scores_is_the_sum_of_squares():
+    logits, labels = torch.randn(4, 1), torch.tensor([1.0, 2.0, 0.5, IGNORED])
+    expected = mse_loss(logits[:3, 0], labels[:3]) * 3
+    assert loss_sum(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_only_ignored_rows_have_neither_loss_nor_gradient():
+    logits = torch.randn(2, 2, requires_grad=True)
+    loss_sum(logits, torch.tensor([IGNORED, IGNORED])).backward()
+    assert logits.grad.abs().sum() == 0
+
+
+def test_biases_and_normalisation_do_not_decay(bert):
+    model = load(bert)
+    groups = parameter_groups(model, learning_rate=1e-3, weight_decay=0.1, layerwise_lr_decay=1)
+    decay_of = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        plain = name.endswith("bias") or "LayerNorm" in name
+        assert decay_of[id(parameter)] == (0.0 if plain else 0.1), name
+
+
+def test_layers_learn_slower_towards_the_bottom(bert):
+    model = load(bert)  # two layers
+    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.1, layerwise_lr_decay=0.5)
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    expected = {
+        "classifier": 1,
+        "pooler": 1,
+        "layer.1.": 0.5,
+        "layer.0.": 0.25,
+        "embeddings": 0.125,
+    }
+    for name, parameter in model.named_parameters():
+        rate = next(rate for part, rate in expected.items() if part in name)
+        assert rate_of[id(parameter)] == rate, name
+
+
+def test_only_the_top_layers_are_reinitialised(bert):
+    plain, changed = load(bert).state_dict(), load(bert, reinit_layers=1).state_dict()
+    differ = {name for name in plain if not torch.equal(plain[name], changed[name])}
+    assert any("layer.1." in name for name in differ)
+    assert not any("layer.0." in name or "embeddings" in name for name in differ)
+
+
+def test_new_weights_follow_from_the_seed(bert):
+    one, same, other = (load(bert, seed=seed).classifier.weight for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_names_of_labels_are_kept(bert):
+    assert load(bert).config.id2label == {0: "no", 1: "yes"}
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial"])
+def test_learning_rate_rises_and_ends_at_0(kind):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=1.0)
+    schedule = learning_rate_schedule(optimizer, kind, num_warmup_updates=4, num_updates=20)
+    rates = [learning_rate_at(schedule, update) for update in range(21)]
+    assert rates[:5] == [0, 0.25, 0.5, 0.75, 1]
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[20] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_schedule_goes_on_from_any_update():
+    rates = []
+    for start in (0, 7):
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.AdamW([weight], lr=1.0)
+        schedule = learning_rate_schedule(optimizer, "cosine", num_warmup_updates=4, num_updates=20)
+        set_update(schedule, start)
+        course = []
+        for _ in range(start, 20):
+            course.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        rates.append(course)
+    assert rates[1] == rates[0][7:]
+
+
+def test_a_folder_without_weights(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="the folder has no usable weights .model.safetensors."):
+        load(tmp_path / "bert")
+
+
+def test_a_model_with_another_number_of_labels(bert, tmp_path):
+    load(bert, label_names=("a", "b", "c")).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="3 labels, the data have 2: --ignore_mismatched_sizes"):
+        load(tmp_path)
+    assert load(tmp_path, ignore_mismatched_sizes=True).classifier.out_features == 2
+
+
+def test_a_tokenizer_without_padding(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "bert")
+    path = tmp_path / "bert" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "pad_token": None}))
+    with pytest.raises(InputError, match="has no padding token"):
+        tokenizer_of(tmp_path / "bert")
+
+
+def test_a_folder_without_a_tokenizer(bert, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bert / name, tmp_path / name)
+    with pytest.raises(InputError, match="the folder has no usable tokenizer"):
+        tokenizer_of(tmp_path)
+
+
+def test_weights_that_would_execute_code_are_not_read(bert, tmp_path):
+    """A pickle where safetensors are missing: it would make a file if it were loaded."""
+    import pickle
+
+    class Touch:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    folder = save_tiny_bert(tmp_path / "bert", dropout=0)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(InputError, match="no usable weights"):
+        load(folder)
+    assert not (tmp_path / "executed").exists()

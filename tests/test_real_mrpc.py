@@ -1,0 +1,79 @@
+"""The real MRPC and a real BERT vocabulary, where they are at hand."""
+
+import subprocess
+
+import pytest
+from conftest import SHARED
+
+from lib.command_line import parse_arguments
+from train_mrpc import main
+
+MRPC = SHARED / "data" / "glue_mrpc"
+GET_MINILM = SHARED / "models" / "get_minilm"
+
+pytestmark = pytest.mark.skipif(not MRPC.is_dir(), reason=f"the real MRPC is not in {MRPC}")
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    if not GET_MINILM.exists():
+        pytest.skip(f"a model with BERT's vocabulary is not to be had: no {GET_MINILM}")
+    folder = tmp_path_factory.mktemp("minilm")
+    done = subprocess.run([GET_MINILM, folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a model with BERT's vocabulary is not to be had: {done.stderr.strip()}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(minilm):
+    """What `--dry_run` prints with the default batch of 32."""
+    import contextlib
+    import io
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(
+            parse_arguments(
+                [f"--dataset_name={MRPC}", f"--model_name_or_path={minilm}", "--dry_run"]
+            )
+        )
+    return printed.getvalue()
+
+
+def test_the_data_are_read_as_they_are(told):
+    assert "train: 3668 rows\nvalidation: 408 rows\ntest: 1725 rows, 1725 without a label" in told
+    assert "labels: not_equivalent, equivalent" in told
+
+
+def test_tokens_and_shapes(told):
+    """Expected lengths are those of BERT's uncased vocabulary on the first 8 training pairs."""
+    assert "first 8 training rows: [50, 59, 47, 67, 59, 50, 62, 32]" in told
+    for name in ("input_ids", "token_type_ids", "attention_mask"):
+        assert f"{name} [8, 67]" in told
+    assert "labels [8]" in told
+
+
+def test_grouping_by_length_leaves_at_most_3_percent_of_padding(told):
+    line = next(line for line in told.splitlines() if line.startswith("share of padding"))
+    shares = [float(part.split()[-1].rstrip("%")) for part in line.split(", ")]
+    _fixed, plain, here = shares
+    assert here <= 3
+    assert plain == pytest.approx(33, abs=4)
+
+
+def test_updates_and_batches(told):
+    # ceil(3668 / 32) = 115 batches of 31 or 32 rows.
+    assert "updates: 115 per epoch" in told
+    assert "global batch: 31 to 32 rows = 1 processes" in told
+
+
+def test_predictions_in_glues_own_format(dropout_bert, tmp_path):
+    flags = [f"--dataset_name={MRPC}", f"--model_name_or_path={dropout_bert}", "--max_length=64"]
+    results = main(parse_arguments([*flags, f"--output_dir={tmp_path}", "--max_train_steps=2"]))
+    assert results["eval_num_rows"] == 408
+    assert not any(name.startswith("test_acc") for name in results)  # the labels are withheld
+    header, *lines = (tmp_path / "predictions" / "MRPC.tsv").read_text().splitlines()
+    assert header == "index\tprediction"
+    assert [line.split("\t")[0] for line in lines] == [str(row) for row in range(1725)]
+    assert {line.split("\t")[1] for line in lines} <= {"0", "1"}
