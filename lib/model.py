@@ -241,7 +241,7 @@ def check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedToke
         InputError: rows of `max_length` are longer than the model's positions, or the tokenizer
             has more words than the model.
     """
-    words = model.get_input_embeddings().num_embeddings
+    words = getattr(model.config, "vocab_size", len(tokenizer))
     if len(tokenizer) > words:
         raise InputError(
             f"--model_name_or_path: the tokenizer has {len(tokenizer)} words, the model {words}: "
