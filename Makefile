@@ -18,7 +18,6 @@ check: $(VENV)/.installed-dev
 
 $(VENV)/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch -c requirements.txt
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 

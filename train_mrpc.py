@@ -49,58 +49,28 @@ from lib.dry_run import describe
 from lib.errors import InputError
 from lib.evaluation import evaluate, predict
 from lib.monitor import Monitor
-from lib.processes import check_world, once_per_machine, together
+from lib.processes import check_world, degradations, once_per_machine, precision, together
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """The whole run, from the configuration to what all_results.json holds."""
     tracking.quiet_libraries()
     speed = tracking.Speed()
-    accelerator = Accelerator(
-        # Batches come cut for the processes; Accelerate only deals them out.
-        dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-        log_with=tracking.tracker_names(config.with_tracking, config.report_to),
-        project_dir=config.output_dir,
-    )
-    check_world(accelerator.num_processes)
-    batch_size, accumulation = resolve_batch_sizes(
-        config.train_batch_size,
-        config.per_device_train_batch_size,
-        config.gradient_accumulation_steps,
-        accelerator.num_processes,
-    )
-    accelerator.gradient_accumulation_steps = accumulation
-    config = resolved(config, batch_size)
+    accelerator, config = start(config)
+    accumulation = accelerator.gradient_accumulation_steps
     folder = Path(config.output_dir)
+
     inputs = once_per_machine(accelerator, lambda: load_inputs(config))
     sampler, train_loader, eval_loader = make_loaders(config, inputs, accelerator)
     updates_per_epoch = len(sampler.start(epoch=0))
     num_updates = config.max_train_steps or config.num_train_epochs * updates_per_epoch
-    optimizer = torch.optim.AdamW(
-        modelling.parameter_groups(
-            inputs.model,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            layerwise_lr_decay=config.layerwise_lr_decay,
-        ),
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=accelerator.device.type in ("cpu", "cuda", "mps", "xpu"),
-    )
-    # Not prepared: Accelerate would step it once per process.
-    schedule = modelling.learning_rate_schedule(
-        optimizer,
-        config.lr_scheduler_type,
-        num_warmup_updates=num_warmup_updates(
-            config.num_warmup_steps, config.warmup_ratio, num_updates
-        ),
-        num_updates=num_updates,
-    )
+    optimizer, schedule = make_optimizer(config, inputs.model, num_updates, accelerator)
+    # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader, eval_loader = accelerator.prepare(
         inputs.model, optimizer, train_loader, eval_loader
     )
     if config.dry_run:
-        for line in describe(
+        lines = describe(
             inputs.splits,
             inputs.tokenised,
             sampler.batches,
@@ -109,26 +79,24 @@ def main(config: TrainConfig) -> dict[str, Any]:
             accelerator,
             max_length=config.max_length,
             num_updates=num_updates,
-        ):
+        )
+        for line in lines:
             accelerator.print(line)
         return {}
 
     claim_output(config, accelerator)
     state = checkpoint.TrainingState()
     if config.resume_from_checkpoint is not None:
-        checkpoint_folder = Path(config.resume_from_checkpoint)
-        state = checkpoint.load_checkpoint(checkpoint_folder, accelerator)
-        checkpoint.restore_best(checkpoint_folder, folder, accelerator, model, inputs.tokenizer)
+        source = Path(config.resume_from_checkpoint)
+        state = checkpoint.load_checkpoint(source, accelerator)
+        checkpoint.restore_best(source, folder, accelerator, model, inputs.tokenizer)
         modelling.set_update(schedule, state.update)
-    tracking.start_trackers(accelerator, "train_mrpc", config.to_dict())
+    tracking.start_trackers(accelerator, folder, config.to_dict())
     log = tracking.MetricsLog(folder, accelerator, update=state.update)
-    progress = tracking.Progress(
-        num_updates, update=state.update, shown=accelerator.is_main_process
-    )
+    progress = tracking.Progress(num_updates, state.update, shown=accelerator.is_main_process)
     monitor = Monitor(accelerator, optimizer, partial(explain, sampler, schedule))
     metric = config.metric_for_best_model or metrics.best_metric_name(inputs.splits.task.metrics)
     patience = config.early_stopping_patience or math.inf
-    saving_every = checkpoint.interval(config.checkpointing_steps, updates_per_epoch)
 
     model.train()
     speed.resume()
@@ -179,23 +147,21 @@ def main(config: TrainConfig) -> dict[str, Any]:
                 progress.show(state.update, values)
 
             evaluating = state.update % (config.eval_every or updates_per_epoch) == 0
-            saving = saving_every is not None and state.update % saving_every == 0
-            if not (evaluating or saving or state.update == num_updates):
+            evaluating |= state.update == num_updates
+            name = checkpoint.name_at(
+                state.update, num_updates, updates_per_epoch, config.checkpointing_steps
+            )
+            if not evaluating and name is None:
                 continue
             monitor.check(state.update)  # nothing is scored or saved after a bad update
             speed.pause()
-            if evaluating or state.update == num_updates:
+            if evaluating:
                 evaluated = evaluate(model, eval_loader, accelerator, inputs.splits.task)
                 log.write(state.update, prefixed("eval", evaluated.scores))
                 progress.say(f"epoch {epoch}: {evaluated}")
                 if state.is_best(evaluated.scores[metric], lower=metric == "loss"):
                     checkpoint.export(folder, accelerator, model, inputs.tokenizer)
-            if saving or (config.checkpointing_steps == "epoch" and state.update == num_updates):
-                name = (
-                    f"epoch_{epoch}"
-                    if config.checkpointing_steps == "epoch"
-                    else f"step_{state.update}"
-                )
+            if name is not None:
                 checkpoint.save_checkpoint(folder / name, accelerator, state)
             model.train()
             speed.resume()
@@ -224,10 +190,29 @@ class Inputs:
         return sum(self.lengths[row] for micro_batch in rows for row in micro_batch)
 
 
-def resolved(config: TrainConfig, batch_size: int) -> TrainConfig:
-    """The configuration with its open choices made, the same for any number of processes."""
+def start(config: TrainConfig) -> tuple[Accelerator, TrainConfig]:
+    """The processes of this run, and the configuration with its open choices made.
+
+    The choices are the same for any number of processes.
+    """
+    accelerator = Accelerator(
+        # Batches come cut for the processes; Accelerate only deals them out.
+        dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+        log_with=tracking.tracker_names(config.with_tracking, config.report_to),
+        project_dir=config.output_dir,
+    )
+    check_world(accelerator.num_processes)
+    for line in degradations(accelerator):
+        accelerator.print(line, file=sys.stderr)
+    batch_size, accumulation = resolve_batch_sizes(
+        config.train_batch_size,
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+        accelerator.num_processes,
+    )
+    accelerator.gradient_accumulation_steps = accumulation
     by_device = config.per_device_train_batch_size is not None
-    return dataclasses.replace(
+    return accelerator, dataclasses.replace(
         config,
         task_name=config.task_name or ("mrpc" if config.train_file is None else None),
         train_batch_size=batch_size,
@@ -335,6 +320,28 @@ def make_loaders(
     return sampler, train_loader, make_eval_loader(config, inputs, accelerator, validation)
 
 
+def make_optimizer(
+    config: TrainConfig, model: PreTrainedModel, num_updates: int, accelerator: Accelerator
+) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """AdamW, and the learning rate as a function of the update."""
+    groups = modelling.parameter_groups(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        layerwise_lr_decay=config.layerwise_lr_decay,
+    )
+    optimizer = torch.optim.AdamW(
+        groups,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=accelerator.device.type in ("cpu", "cuda", "mps", "xpu"),
+    )
+    warmup = num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, num_updates)
+    return optimizer, modelling.learning_rate_schedule(
+        optimizer, config.lr_scheduler_type, num_warmup_updates=warmup, num_updates=num_updates
+    )
+
+
 def make_eval_loader(
     config: TrainConfig, inputs: Inputs, accelerator: Accelerator, rows: data.Rows
 ) -> DataLoader[Any]:
@@ -419,7 +426,7 @@ def finish(
             data_fingerprint=inputs.splits.fingerprint(),
             model_revision=modelling.revision_of(config.model_name_or_path, config.model_revision),
             device=f"{accelerator.num_processes} x {modelling.device_name(accelerator.device)}",
-            precision=accelerator.mixed_precision,
+            precision=precision(accelerator),
         )
         print(f"best model, of update {state.best_update}, and its results: {folder}")
     accelerator.wait_for_everyone()

@@ -48,11 +48,19 @@ class TrainingState:
         return False
 
 
-def interval(checkpointing_steps: str | None, updates_per_epoch: int) -> int | None:
-    """Updates between two checkpoints; None for no checkpoints."""
-    if checkpointing_steps is None:
-        return None
-    return updates_per_epoch if checkpointing_steps == "epoch" else int(checkpointing_steps)
+def name_at(
+    update: int, num_updates: int, updates_per_epoch: int, checkpointing_steps: str | None
+) -> str | None:
+    """The name of the checkpoint that is due after `update` updates; None if none is.
+
+    `epoch_{i}` after each epoch and at the end, or `step_{n}` every so many updates.
+    """
+    if checkpointing_steps == "epoch":
+        due = update % updates_per_epoch == 0 or update == num_updates
+        return f"epoch_{(update - 1) // updates_per_epoch}" if due else None
+    if checkpointing_steps is not None and update % int(checkpointing_steps) == 0:
+        return f"step_{update}"
+    return None
 
 
 def save_checkpoint(folder: Path, accelerator: Accelerator, state: TrainingState) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from lib.batching import IGNORED, Rows, padding_share
 from lib.data import Splits, model_columns, row_lengths
 from lib.model import device_name, loss_sum
+from lib.processes import precision
 
 
 def describe(
@@ -70,7 +71,7 @@ def describe(
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     yield f"parameters: {parameters:,}"
-    yield f"device: {device_name(accelerator.device)}, precision: {accelerator.mixed_precision}"
+    yield f"device: {device_name(accelerator.device)}, precision: {precision(accelerator)}"
     yield _one_pass(train_loader, model, accelerator)
 
 

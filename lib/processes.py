@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -29,6 +30,32 @@ def check_world(num_processes: int) -> None:
                 f"(this run has {num_processes}): on CPUs set ACCELERATE_USE_CPU=true; under srun "
                 "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
             )
+
+
+def precision(accelerator: Accelerator) -> str:
+    """The precision that the model really runs in; Accelerate runs fp16 on CPUs as fp32."""
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        return "no"
+    return str(accelerator.mixed_precision)
+
+
+def degradations(accelerator: Accelerator) -> list[str]:
+    """What this run does less well than it was asked to, or could; a line for each.
+
+    On a machine without a GPU, `accelerate launch` sets OMP_NUM_THREADS=1 if it is given neither
+    a configuration file with `use_cpu` nor a number of threads.
+    """
+    lines = []
+    if precision(accelerator) != accelerator.mixed_precision:
+        lines.append("fp16 is not to be had on CPUs: training in fp32; bf16 would work")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+    if alone and torch.get_num_threads() == 1 and (cores or 1) > 1:
+        lines.append(
+            f"training with 1 thread on {cores} cores: give accelerate launch --config_file "
+            "accelerate_configs/cpu.yaml or --num_cpu_threads_per_process"
+        )
+    return lines
 
 
 def together(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

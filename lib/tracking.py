@@ -13,33 +13,46 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from tqdm import tqdm
 
+from lib.errors import InputError
 from lib.output import write_text, writing
 
 METRICS_FILE = "metrics.jsonl"
+TRACKERS = ("wandb", "tensorboard", "trackio")
 
 
 def tracker_names(with_tracking: bool, report_to: Sequence[str]) -> list[str]:
-    """The trackers to start: those named, or all that are installed; none unless asked."""
+    """The trackers to start: those named, or all that are installed; none unless asked.
+
+    Raises:
+        InputError: one is named that is not installed; Accelerate would leave it out in silence.
+    """
     if "none" in report_to or not (with_tracking or report_to):
         return []
-    if report_to and "all" not in report_to:
-        return list(report_to)
-    known = ("wandb", "tensorboard", "trackio")
-    return [str(name) for name in get_available_trackers() if str(name) in known]
+    installed = [str(name) for name in get_available_trackers() if str(name) in TRACKERS]
+    if not report_to or "all" in report_to:
+        return installed
+    for name in report_to:
+        if name not in installed:
+            raise InputError(f"--report_to {name}: it is not installed; pip install {name}")
+    return list(report_to)
 
 
-def start_trackers(accelerator: Accelerator, project: str, config: Mapping[str, Any]) -> None:
-    """Start the trackers that the accelerator was made with; wandb offline if it has no key."""
+def start_trackers(accelerator: Accelerator, folder: Path, config: Mapping[str, Any]) -> None:
+    """Start the trackers that the accelerator was made with, with their files in `folder`.
+
+    wandb runs offline if it has no key.
+    """
     if not accelerator.log_with:
         return
     if "WANDB_API_KEY" not in os.environ:
         # Without a key wandb asks for one, or ends the run where there is nobody to ask.
         os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_DIR", str(folder))
     plain = {
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
         for name, value in config.items()
     }
-    accelerator.init_trackers(project, config=plain)
+    accelerator.init_trackers("train_mrpc", config=plain)
 
 
 class MetricsLog:
@@ -118,7 +131,7 @@ class Speed:
 class Progress:
     """A progress bar on a terminal; one line for each logged update elsewhere."""
 
-    def __init__(self, num_updates: int, *, update: int, shown: bool) -> None:
+    def __init__(self, num_updates: int, update: int, *, shown: bool) -> None:
         self.num_updates = num_updates
         self.shown = shown
         self.started = time.perf_counter()

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,15 @@ def flags(files: dict[str, Path], bert: Path) -> list[str]:
     ]
 
 
-def run_script(arguments: Sequence[str], *, num_processes: int = 1, timeout: float = 240) -> Any:
+def run_script(
+    arguments: Sequence[str],
+    *,
+    num_processes: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Any:
     """Run the script as users do, on real processes; returns what it printed and its status."""
     command = [sys.executable, str(SCRIPT), *arguments]
-    environment = dict(os.environ)
+    environment = {**os.environ, **(environment or {})}
     if num_processes > 1:
         command = torchrun(num_processes) + [str(SCRIPT), *arguments]
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -130,7 +135,7 @@ def run_script(arguments: Sequence[str], *, num_processes: int = 1, timeout: flo
         env=environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=400,
         check=False,
     )
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, write_csv
+from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, run_script, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from lib.batching import global_batches
@@ -288,3 +288,32 @@ def test_bad_input_stops_the_run_before_anything_is_written(flags, tmp_path, mor
     with pytest.raises(InputError, match=message):
         run(flags, tmp_path / "out", *more)
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_precision_is_accelerates(flags, once, tmp_path):
+    """In a process of its own, since Accelerate settles the precision once."""
+    command = [*flags, f"--output_dir={tmp_path}", "--checkpointing_steps=epoch"]
+    done = run_script(command, environment={"ACCELERATE_MIXED_PRECISION": "bf16"})
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "manifest.json").read_text())["precision"] == "bf16"
+    weights, plain = read_weights(tmp_path / "epoch_0"), read_weights(once / "epoch_0")
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    assert 0 < difference(weights, plain) < 0.05
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is fp16 here")
+def test_fp16_without_a_gpu_is_said_to_be_fp32(flags, tmp_path):
+    command = [*flags, f"--output_dir={tmp_path}", "--max_train_steps=1"]
+    done = run_script(command, environment={"ACCELERATE_MIXED_PRECISION": "fp16"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("fp16 is not to be had on CPUs: training in fp32") == 1
+    assert json.loads((tmp_path / "manifest.json").read_text())["precision"] == "no"
+
+
+def test_compiled_runs_take_the_same_course(flags, once, tmp_path):
+    """Through Accelerate's dynamo options; rows are filled up to few shapes."""
+    command = [*flags, f"--output_dir={tmp_path}", "--checkpointing_steps=epoch"]
+    done = run_script(command, environment={"ACCELERATE_DYNAMO_BACKEND": "EAGER"})
+    assert done.returncode == 0, done.stderr
+    assert_same_course(tmp_path, once)
+    pipeline("text-classification", str(tmp_path))("it loads")
