@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,17 @@ ROOT = Path(__file__).parent.parent
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Undo what the pretraining sets for its process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
 
 
 def test_importing_the_corpus_imports_nothing_heavy() -> None:
@@ -34,7 +46,7 @@ def test_pairs_depend_only_on_the_arguments() -> None:
 
 
 def test_no_pair_is_in_two_splits_nor_in_the_pretraining() -> None:
-    from lib.demo_pretrain import pretraining_pairs
+    from lib.demo_pretrain import pair_stage_pairs, word_stage_pairs
 
     texts = [
         (pair["sentence1"], pair["sentence2"])
@@ -42,7 +54,39 @@ def test_no_pair_is_in_two_splits_nor_in_the_pretraining() -> None:
         for pair in demo.load_split(name)
     ]
     assert len(texts) == len(set(texts)) == sum(split.num_pairs for split in demo.SPLITS.values())
-    assert not set(texts) & set(pretraining_pairs())
+    taken = {frozenset(text) for text in texts}
+    for others in (word_stage_pairs(3000), pair_stage_pairs(3000)):
+        assert len(others) > 2900
+        assert not taken & {frozenset((p["sentence1"], p["sentence2"])) for p in others}
+
+
+def test_pretraining_drops_a_pair_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lib import demo_pretrain
+
+    reserved = demo.load_split("validation")[0]
+    turned = {"sentence1": reserved["sentence2"], "sentence2": reserved["sentence1"], "label": 1}
+    free = {"sentence1": "One.", "sentence2": "Another.", "label": 0}
+    splits = {name: demo.load_split(name) for name in demo.SPLITS}
+    monkeypatch.setattr(demo, "load_split", splits.__getitem__)
+    monkeypatch.setattr(demo, "make_pairs", lambda *args, **kwargs: [reserved, free, turned])
+    assert demo_pretrain.pair_stage_pairs(3) == [free]
+    assert demo_pretrain.word_stage_pairs(3) == [free]
+
+
+def test_the_stages_of_the_pretraining_see_the_labels_they_should() -> None:
+    from lib.demo_pretrain import pair_stage_pairs, word_stage_pairs
+
+    assert {pair["label"] for pair in word_stage_pairs(1000)} == {1}
+    labels = [pair["label"] for pair in pair_stage_pairs(1000)]
+    assert 0.45 < sum(labels) / len(labels) < 0.55
+
+
+def test_defaults_are_a_configuration_for_the_bundled_model() -> None:
+    from lib.config import TrainConfig
+
+    config = TrainConfig(**demo.DEFAULTS)  # type: ignore[arg-type]
+    assert config.dataset_name == "demo"
+    assert Path(config.model_name_or_path, "model.safetensors").is_file()
 
 
 def test_baselines_are_those_of_the_docstring_and_far_from_the_floor() -> None:
@@ -121,12 +165,17 @@ def test_tokenizer_knows_every_word_and_fits_every_pair(offline: None) -> None:
     assert encoded["token_type_ids"][0][-1] == 1
 
 
-def test_pretraining_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    outputs = []
-    for name in ("one", "two"):
-        command = [sys.executable, "-m", "lib.demo_pretrain", "--max_steps", "2"]
-        command += ["--num_pairs", "2000", "--output_dir", str(tmp_path / name)]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        outputs.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
+def test_pretraining_twice_gives_the_same_bytes(tmp_path: Path, one_thread: None) -> None:
+    from lib.demo_pretrain import pretrain
+
+    # In another process as well, for its hashes are other ones.
+    command = [sys.executable, "-m", "lib.demo_pretrain", "--max_steps", "2"]
+    command += ["--num_pairs", "500", "--output_dir", str(tmp_path / "one")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    pretrain(tmp_path / "two", num_pairs=500, max_steps=2)
+    outputs = [
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for name in ("one", "two")
+    ]
     assert outputs[0] == outputs[1]
     assert set(outputs[0]) == {file.name for file in demo.MODEL_DIR.iterdir()}
