@@ -15,15 +15,18 @@ An `update` is one step of the optimizer; its rows, over all processes, are the 
 import sys
 
 from lib import hub
-from lib.command_line import exit_status, parse_arguments
+from lib.command_line import exit_status, hide_token, parse_arguments
 from lib.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
 
 if __name__ == "__main__":
     # Before the seconds that the imports below take, and before they look for the hub.
     with exit_status():
         CONFIG = parse_arguments(sys.argv[1:])
+        hide_token(sys.argv)
         hub.settle(
-            CONFIG.model_name_or_path, CONFIG.dataset_name if CONFIG.train_file is None else None
+            CONFIG.model_name_or_path,
+            CONFIG.model_revision,
+            CONFIG.dataset_name if CONFIG.train_file is None else None,
         )
 
 import dataclasses
@@ -61,10 +64,20 @@ def main(config: TrainConfig) -> dict[str, Any]:
     folder = Path(config.output_dir)
 
     inputs = once_per_machine(accelerator, lambda: load_inputs(config))
+    if accelerator.is_main_process:
+        for line in degradations(accelerator):
+            print(line, file=sys.stderr)
+        if config.use_slow_tokenizer and inputs.tokenizer.is_fast:
+            print("this model has no slow tokenizer: using the fast one", file=sys.stderr)
     sampler, train_loader, eval_loader = make_loaders(config, inputs, accelerator)
     updates_per_epoch = len(sampler.start(epoch=0))
     num_updates = config.max_train_steps or config.num_train_epochs * updates_per_epoch
     optimizer, schedule = make_optimizer(config, inputs.model, num_updates, accelerator)
+    if accelerator.state.deepspeed_plugin is not None:
+        # DeepSpeed clips by itself, and wants to know what it cannot see in these loaders.
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["gradient_clipping"] = config.max_grad_norm
+        settings["train_micro_batch_size_per_gpu"] = sampler.most_rows
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader, eval_loader = accelerator.prepare(
         inputs.model, optimizer, train_loader, eval_loader
@@ -75,13 +88,15 @@ def main(config: TrainConfig) -> dict[str, Any]:
             inputs.tokenised,
             sampler.batches,
             train_loader,
+            make_collator(config, inputs, accelerator, sampler.most_rows),
             model,
             accelerator,
             max_length=config.max_length,
             num_updates=num_updates,
         )
         for line in lines:
-            accelerator.print(line)
+            if accelerator.is_main_process:
+                print(line)
         return {}
 
     claim_output(config, accelerator)
@@ -135,7 +150,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
             speed.add(num_rows, inputs.num_tokens(rows))
             progress.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
-                loss_mean, norm = monitor.read(state.update)
+                loss_mean, norm = monitor.read()
                 values = {
                     "epoch": state.update / updates_per_epoch,
                     "loss": loss_mean,
@@ -153,7 +168,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
             )
             if not evaluating and name is None:
                 continue
-            monitor.check(state.update)  # nothing is scored or saved after a bad update
+            monitor.check()  # nothing is scored or saved after a bad update
             speed.pause()
             if evaluating:
                 evaluated = evaluate(model, eval_loader, accelerator, inputs.splits.task)
@@ -202,8 +217,6 @@ def start(config: TrainConfig) -> tuple[Accelerator, TrainConfig]:
         project_dir=config.output_dir,
     )
     check_world(accelerator.num_processes)
-    for line in degradations(accelerator):
-        accelerator.print(line, file=sys.stderr)
     batch_size, accumulation = resolve_batch_sizes(
         config.train_batch_size,
         config.per_device_train_batch_size,
@@ -296,7 +309,7 @@ def make_loaders(
 ) -> tuple[batching.MicroBatches, DataLoader[Any], DataLoader[Any]]:
     """The sampler that decides the order of the rows, its loader, and that of the validation."""
     batch_size = config.train_batch_size
-    assert batch_size is not None, "resolved() fills it in"
+    assert batch_size is not None, "start() fills it in"
     num_micro_batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
     sampler = batching.MicroBatches(
         lambda epoch: batching.global_batches(
@@ -405,7 +418,9 @@ def finish(
     for part, splits in (("eval", inputs.tokenised.validation), ("test", inputs.tokenised.test)):
         # MNLI has two of each: matched and mismatched.
         for prefix, (split, rows) in zip((part, f"{part}_mm"), splits.items(), strict=False):
-            loader = accelerator.prepare(make_eval_loader(config, inputs, accelerator, rows))
+            loader = accelerator.prepare_data_loader(
+                make_eval_loader(config, inputs, accelerator, rows)
+            )
             predictions = predict(best, loader, accelerator)
             if accelerator.is_main_process:
                 scores = report.write_split(folder, split, predictions, task, seed=config.seed)
@@ -429,9 +444,19 @@ def finish(
             precision=precision(accelerator),
         )
         print(f"best model, of update {state.best_update}, and its results: {folder}")
+        if config.push_to_hub:
+            print(
+                f"to upload it: hf upload {config.hub_model_id or folder.resolve().name} {folder}"
+            )
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results
+
+
+def launched() -> None:
+    """What Accelerate's launcher for TPUs starts on each core."""
+    with exit_status():
+        main(parse_arguments(sys.argv[1:]))
 
 
 if __name__ == "__main__":

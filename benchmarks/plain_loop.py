@@ -57,7 +57,6 @@ def main() -> None:
 
     model.train()
     started = time.perf_counter()
-    num_rows = num_tokens = 0
     for batch in loader:
         loss = model(**batch).loss
         accelerator.backward(loss)
@@ -65,11 +64,10 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        num_rows += len(batch["labels"])
-        num_tokens += int(batch["attention_mask"].sum())
     loss.item()  # waits for the device
     seconds = time.perf_counter() - started
-    print(json.dumps({"rows": num_rows, "tokens": num_tokens, "seconds": seconds}))
+    num_tokens = sum(map(len, rows["input_ids"]))
+    print(json.dumps({"rows": len(rows), "tokens": num_tokens, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -113,6 +113,11 @@ class MicroBatches(Sampler[Rows]):
     def __len__(self) -> int:
         return sum(len(batch) for batch in self.batches)
 
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest micro-batch."""
+        return max(len(rows) for batch in self.batches for rows in batch)
+
 
 @dataclasses.dataclass
 class PaddedBatches:
@@ -125,7 +130,7 @@ class PaddedBatches:
         pad: the collator that pads; its own length is the longest row.
         filling: a tokenised empty row.
         num_rows: fill up to this many rows.
-        lengths: pad to the first of these ascending lengths that fits; empty: to the longest row.
+        lengths: pad to the first of these ascending lengths that fits; none: to the longest row.
     """
 
     pad: DataCollatorWithPadding
@@ -136,10 +141,13 @@ class PaddedBatches:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors of shape (rows, longest) for the model, and `labels` and `row` of (rows,)."""
         rows = rows + [self.filling] * (self.num_rows - len(rows))
-        if self.lengths:
-            longest = max(len(row["input_ids"]) for row in rows)
-            self.pad.max_length = next(size for size in self.lengths if size >= longest)
+        if self.pad.padding == "max_length":
+            self.pad.max_length = self.padded_length(max(len(row["input_ids"]) for row in rows))
         return dict(self.pad(rows))
+
+    def padded_length(self, longest: int) -> int:
+        """Tokens to which the rows of a micro-batch are padded, from those of its longest."""
+        return next((length for length in self.lengths if length >= longest), longest)
 
 
 def collator(
@@ -160,21 +168,27 @@ def collator(
     empty = tokenizer("", truncation=True, max_length=max_length)
     filling = {name: empty[name] for name in columns} | {"labels": IGNORED, "row": -1}
     lengths: tuple[int, ...] = ()
-    if num_rows is not None and not pad_to_max_length:
+    if pad_to_max_length:
+        lengths = (max_length,)
+    elif num_rows is not None:
         lengths = tuple(-(-max_length * quarter // 4) for quarter in (1, 2, 3, 4))
-    fixed = pad_to_max_length or bool(lengths)
-    pad = DataCollatorWithPadding(
-        tokenizer,
-        padding="max_length" if fixed else "longest",
-        max_length=max_length if fixed else None,
-    )
+    pad = DataCollatorWithPadding(tokenizer, padding="max_length" if lengths else "longest")
     return PaddedBatches(pad, filling, num_rows or 1, lengths)
 
 
-def padding_share(lengths: Sequence[int], batches: Sequence[Rows]) -> float:
-    """Fraction of the tokens of `batches` that is padding, each padded to its longest row."""
+def padding_share(
+    lengths: Sequence[int],
+    batches: Sequence[Rows],
+    padded_length: Callable[[int], int] = lambda longest: longest,
+) -> float:
+    """Fraction of the tokens of `batches` that is padding.
+
+    Args:
+        lengths: tokens of each row.
+        padded_length: tokens to which a batch is padded, from those of its longest row.
+    """
     tokens = np.asarray(lengths)
-    padded = sum(len(rows) * int(tokens[rows].max()) for rows in batches if rows)
+    padded = sum(len(rows) * padded_length(int(tokens[rows].max())) for rows in batches if rows)
     real = sum(int(tokens[rows].sum()) for rows in batches)
     return 1 - real / padded
 

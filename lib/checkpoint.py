@@ -7,9 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -69,15 +70,19 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, state: TrainingState
     All processes call this: sharded weights are written by all of them. The best model is the one
     that `export` left in the parent folder.
     """
-    beside = folder.with_name(f".{folder.name}.writing")
-    if accelerator.is_main_process:
-        with replacing(folder) as beside:
-            accelerator.save_state(str(beside))
+    with (
+        replacing(folder, main=accelerator.is_main_process) as beside,
+        writing(folder),
+    ):
+        if accelerator.is_main_process:
+            beside.mkdir()
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(beside))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
             write_json(beside / STATE_FILE, dataclasses.asdict(state))
             if state.best_update:
                 _link(folder.parent / WEIGHTS_FILE, beside / BEST_FILE)
-    else:
-        accelerator.save_state(str(beside))
     accelerator.wait_for_everyone()
 
 
@@ -85,10 +90,18 @@ def load_checkpoint(folder: Path, accelerator: Accelerator) -> TrainingState:
     """Load weights and moments into what the accelerator prepared, and return the state.
 
     Raises:
-        InputError: the folder is not a checkpoint of this script.
+        InputError: the folder is not a checkpoint of this script, or of another model.
     """
     state = read_state(folder)
-    accelerator.load_state(str(folder))
+    try:
+        accelerator.load_state(str(folder))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"--resume_from_checkpoint {folder} does not fit this run or is damaged: {reason}"
+        ) from error
+    # It counts micro-batches, and the checkpoint may be of a run that accumulated others.
+    accelerator.step = 0
     return state
 
 
@@ -119,13 +132,14 @@ def read_state(folder: Path) -> TrainingState:
     Raises:
         InputError: the folder is not a checkpoint of this script.
     """
-    path = folder / STATE_FILE
-    if not path.is_file():
+    try:
+        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        return TrainingState(**content)
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"--resume_from_checkpoint {folder} is not a checkpoint of this script: no {STATE_FILE}"
-        )
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return TrainingState(**content)
+            f"--resume_from_checkpoint {folder} is not a checkpoint of this script: it has no "
+            f"readable {STATE_FILE}"
+        ) from error
 
 
 def export(
@@ -138,7 +152,10 @@ def export(
 
     All processes call this: sharded weights are gathered. Each file is replaced at once.
     """
-    weights = accelerator.get_state_dict(model)
+    # Sharded models gather their weights; torch.compile's wrappers would rename them.
+    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    weights = accelerator.get_state_dict(model if sharded else plain)
     if accelerator.is_main_process:
         _write_model(folder, weights, accelerator, model, tokenizer)
     accelerator.wait_for_everyone()
@@ -152,10 +169,8 @@ def _write_model(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-    # torch.compile renames the weights.
-    weights = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
     with writing(folder), tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as beside:
-        plain.save_pretrained(beside, state_dict=weights)
+        plain.save_pretrained(beside, state_dict=dict(weights))
         tokenizer.save_pretrained(beside)
         for file in Path(beside).iterdir():
             # safetensors makes its files private; others may read what may be read in here.

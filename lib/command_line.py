@@ -1,17 +1,19 @@
 """From the command line to a configuration, and from an error to one line and an exit status."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
 import re
 import sys
 import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.config import FIELDS, TYPES, TrainConfig
+from lib.config import FIELDS, TYPES, TrainConfig, check_type
 from lib.errors import InputError, NonFiniteError
 
 BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -19,16 +21,30 @@ BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": Fal
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn the project's own errors into one line and an exit status; once per run.
+    """Turn the project's own errors into one line and an exit status.
 
-    All processes raise the same error, so the one of rank 0 speaks for all.
+    Processes that have met raise the same error, and rank 0 speaks for all. Before that an error
+    may be one machine's own, and the first process of each speaks.
     """
     try:
         yield
     except (InputError, NonFiniteError) as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        distributed = sys.modules.get("torch.distributed")
+        met = distributed is not None and distributed.is_initialized()
+        rank = os.environ.get("RANK", "0") if met else os.environ.get("LOCAL_RANK", "0")
+        if int(rank) <= 0:
             print(f"train_mrpc.py: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def hide_token(arguments: list[str]) -> None:
+    """Take the value of --hub_token out of the arguments, where wandb and `ps` would read it."""
+    for position, word in enumerate(arguments):
+        name, equals, _ = word.replace("-", "_").partition("=")
+        if name == "__hub_token" and equals:
+            arguments[position] = "--hub_token=***"
+        elif name == "__hub_token" and position + 1 < len(arguments):
+            arguments[position + 1] = "***"
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainConfig:
@@ -55,7 +71,7 @@ def parse_arguments(arguments: Sequence[str]) -> TrainConfig:
             config, unknown = tyro.cli(
                 TrainConfig,
                 args=tokens,
-                default=TrainConfig(**given),
+                default=_unchecked(given),
                 use_underscores=True,
                 return_unknown_args=True,
             )
@@ -90,9 +106,27 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
     for name in given:
         if name not in FIELDS or name == "config":
             raise InputError(f"--config {path}: {_unknown('field', str(name))}")
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
-    }
+    return {name: _as_field(name, value) for name, value in given.items()}
+
+
+def _as_field(name: str, value: Any) -> Any:
+    """A value as YAML gives it, as its field takes it: lists as tuples, `10` as "10" for text."""
+    takes_tuple = typing.get_origin(TYPES[name]) is tuple
+    if takes_tuple:
+        value = tuple(value) if isinstance(value, list) else (value,)
+    elif isinstance(value, int) and not isinstance(value, bool) and TYPES[name] == str | None:
+        value = str(value)
+    check_type(name, value)
+    return value
+
+
+def _unchecked(given: Mapping[str, Any]) -> TrainConfig:
+    """A configuration whose fields are not yet checked together: flags may complete it."""
+    config = object.__new__(TrainConfig)
+    for name, field in FIELDS.items():
+        default = None if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(config, name, given.get(name, default))
+    return config
 
 
 def _yaml_loader(yaml: types.ModuleType) -> Any:

@@ -18,6 +18,19 @@ from lib.tasks import TASKS
 DEFAULT_TRAIN_BATCH_SIZE = 32
 
 
+# What Accelerate can log to.
+TRACKERS = (
+    "wandb",
+    "tensorboard",
+    "trackio",
+    "comet_ml",
+    "clearml",
+    "mlflow",
+    "aim",
+    "dvclive",
+    "swanlab",
+)
+
 SCHEDULES = (
     "linear",
     "cosine",
@@ -75,7 +88,7 @@ class TrainConfig:
     model_revision: str | None = None
     """Branch, tag or commit of the model on the hub."""
     use_slow_tokenizer: bool = False
-    """Use the tokenizer that is written in Python."""
+    """Use the tokenizer that is written in Python, where the model still has one."""
     trust_remote_code: bool = False
     """Let a model on the hub bring code of its own, and execute it. Off unless you ask for it."""
     ignore_mismatched_sizes: bool = False
@@ -151,17 +164,17 @@ class TrainConfig:
     with_tracking: bool = False
     """Log to the trackers of --report_to as well."""
     report_to: tuple[str, ...] = ()
-    """Trackers: wandb, tensorboard, trackio, all or none. Naming one turns tracking on."""
+    """Trackers: wandb, tensorboard, trackio, ..., all or none. Naming one turns tracking on."""
     push_to_hub: bool = False
-    """Upload the finished model to the hub."""
+    """Print the command that uploads the finished folder to the hub."""
     hub_model_id: str | None = None
-    """Repository on the hub. Default: the name of --output_dir under your account."""
+    """Repository on the hub. Default: the name of --output_dir."""
     hub_token: str | None = dataclasses.field(default=None, repr=False)
-    """Token for the hub; better given as HF_TOKEN in the environment. Never written anywhere."""
+    """Token for the hub; better given as HF_TOKEN in the environment. Written nowhere."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name))
+            check_type(field.name, getattr(self, field.name))
         for name, (low, high, remedy) in RANGES.items():
             value = getattr(self, name)
             if value is None:
@@ -178,7 +191,7 @@ class TrainConfig:
             _check_choice("task_name", self.task_name, tuple(TASKS))
         _check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         for name in self.report_to:
-            _check_choice("report_to", name, ("wandb", "tensorboard", "trackio", "all", "none"))
+            _check_choice("report_to", name, (*TRACKERS, "all", "none"))
         if len(self.text_columns) > 2:
             raise InputError(
                 f"--text_columns takes one or two names, got {len(self.text_columns)}: "
@@ -228,7 +241,13 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that define the run, as YAML takes them; without secrets and --config."""
-        left_out = ("config", "hub_token", "dry_run", "overwrite_output_dir")
+        left_out = (
+            "config",
+            "hub_token",
+            "dry_run",
+            "overwrite_output_dir",
+            "resume_from_checkpoint",
+        )
         fields = dataclasses.asdict(self)
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -331,8 +350,12 @@ FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 TYPES = typing.get_type_hints(TrainConfig)
 
 
-def _check_type(name: str, value: object) -> None:
-    """YAML brings values of any type; a field takes its own, and an int where a float is due."""
+def check_type(name: str, value: object) -> None:
+    """See that a field has a value of its type; a whole number will do for a decimal one.
+
+    Raises:
+        InputError: it has not. YAML brings values of any type.
+    """
     expected = TYPES[name]
     options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
     plain = tuple(typing.get_origin(option) or option for option in options)

@@ -128,7 +128,13 @@ def load_splits(task_name: str, dataset_name: str, *, revision: str | None = Non
         if split in raw:
             where = f"{dataset_name}, split {split}"
             checked[split] = _checked(
-                raw[split], where, task.columns, "label", task.labels, test=split in task.test
+                raw[split],
+                where,
+                task.columns,
+                "label",
+                task.labels,
+                test=split in task.test,
+                may_be_empty=True,  # QQP has a few
             )
     return _splits(task, checked, source=dataset_name)
 
@@ -161,10 +167,20 @@ def load_files(
     task = dataclasses.replace(task, validation=("validation",), test=("test",))
     checked = {
         split: _checked(
-            rows, files[split], columns, label_column, task.labels, test=split == "test"
+            rows,
+            files[split],
+            columns,
+            label_column,
+            task.labels,
+            test=split == "test",
+            may_be_empty=False,  # an empty field of a CSV file is how a missing text is written
         )
         for split, rows in raw.items()
     }
+    if len(task.labels) == 1:
+        raise InputError(
+            f"{files['train']}: every row has the label {task.labels[0]!r}; a classifier needs two"
+        )
     return _splits(task, checked, source=", ".join(files.values()))
 
 
@@ -210,7 +226,7 @@ def read_rows(path: Path) -> Rows:
 
 def _column(values: list[Any]) -> list[Any]:
     """Values of one type, or None; Arrow does not take text and numbers in one column."""
-    values = [None if _is_missing(value) else value for value in values]
+    values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) > 1 and kinds != {int, float}:
         return [None if value is None else str(value) for value in values]
@@ -306,7 +322,12 @@ def _labels_of(rows: Rows, path: str, label_column: str) -> tuple[str, ...]:
     feature = rows.features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names)
-    values = {value for value in rows[label_column] if value not in (None, "")}
+    given = [value for value in rows[label_column] if not _is_missing(value)]
+    if any(isinstance(value, (list, dict)) for value in given):
+        raise InputError(f"{path}: {label_column} must hold one label for each row")
+    values = set(given)
+    if all(isinstance(value, bool) for value in values):
+        return tuple(str(value) for value in sorted(values))
     if values and all(_is_int(value) for value in values):
         return tuple(str(number) for number in sorted({int(value) for value in values}))
     if values and all(_is_float(value) for value in values):
@@ -322,6 +343,7 @@ def _checked(
     labels: Sequence[str],
     *,
     test: bool,
+    may_be_empty: bool,
 ) -> Rows:
     """The text columns and `labels` of `rows`, once nothing is missing in them."""
     for name in (*columns, *(() if test else (label_column,))):
@@ -332,7 +354,7 @@ def _checked(
     content: dict[str, list[Any]] = {name: rows[name][:] for name in columns}
     for name, texts in content.items():
         for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str):
+            if not isinstance(text, str) or (text == "" and not may_be_empty):
                 raise InputError(
                     f"{where}, row {number}: {name} must be text, found {_shown(text)}; complete "
                     "or remove the row"
@@ -359,7 +381,7 @@ def _label_numbers(feature: Any, labels: Sequence[str]) -> Callable[[Any, str, b
     numbered = isinstance(feature, datasets.ClassLabel)
 
     def number(value: Any, where: str, test: bool) -> int | float:
-        if value == "" or _is_missing(value):
+        if _is_missing(value):
             if test:
                 return IGNORED
             raise InputError(f"{where}: label is missing; complete or remove the row")
@@ -394,7 +416,7 @@ def _is_int(value: Any) -> bool:
 def _is_float(value: Any) -> bool:
     try:
         return math.isfinite(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -404,11 +426,12 @@ def _missing(where: str, name: str, found: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "nothing (NaN)" if _is_missing(value) else repr(value)
+    return "nothing" if _is_missing(value) else repr(value)
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    """Whether a label or a text is not there, as None, NaN or, in CSV, an empty field."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,15 +1,13 @@
 """What a run would do, read back from what it would do it with."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
-from lib.batching import IGNORED, Rows, padding_share
+from lib.batching import IGNORED, PaddedBatches, Rows, padding_share
 from lib.data import Splits, model_columns, row_lengths
 from lib.model import device_name, loss_sum
 from lib.processes import precision
@@ -19,7 +17,8 @@ def describe(
     splits: Splits,
     tokenised: Splits,
     batches: Sequence[Sequence[Rows]],
-    train_loader: DataLoader[Any],
+    train_loader: Iterable[dict[str, Tensor]],
+    collate: PaddedBatches,
     model: nn.Module,
     accelerator: Accelerator,
     *,
@@ -30,7 +29,7 @@ def describe(
 
     Args:
         batches: the global batches of the first epoch.
-        train_loader: the prepared loader of these batches.
+        train_loader: the prepared loader of these batches, and `collate` what makes them.
     """
     for name, rows in splits.all.items():
         labels = rows["labels"][:]
@@ -42,8 +41,6 @@ def describe(
 
     lengths = row_lengths(tokenised.train)
     yield f"token lengths of the first 8 training rows: {lengths[:8]}"
-    collate = train_loader.collate_fn
-    assert collate is not None
     first = collate([tokenised.train[row] for row in range(min(8, len(lengths)))])
     first.pop("row")
     shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in first.items())
@@ -56,13 +53,15 @@ def describe(
     shares = {
         "fixed length": 1 - sum(lengths) / (len(lengths) * max_length),
         "plain dynamic": padding_share(lengths, in_order),
-        "this run": padding_share(lengths, [micro for batch in batches for micro in batch]),
+        "this run": padding_share(
+            lengths, [micro for batch in batches for micro in batch], collate.padded_length
+        ),
     }
     words = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     yield f"share of padding: {words}"
 
     accumulation = accelerator.gradient_accumulation_steps
-    most = max(len(micro) for batch in batches for micro in batch)
+    most = max(len(rows) for batch in batches for rows in batch)
     rows_of = [sum(map(len, batch)) for batch in batches]
     yield f"updates: {len(batches)} per epoch, {num_updates} in all"
     yield (
@@ -75,17 +74,13 @@ def describe(
     yield _one_pass(train_loader, model, accelerator)
 
 
-def _one_pass(train_loader: DataLoader[Any], model: nn.Module, accelerator: Accelerator) -> str:
+def _one_pass(
+    train_loader: Iterable[dict[str, Tensor]], model: nn.Module, accelerator: Accelerator
+) -> str:
     batch = next(iter(train_loader))
     labels, _ = batch.pop("labels"), batch.pop("row")
     model.train()
-    loss = loss_sum(model(**batch).logits, labels)
-    accelerator.backward(loss)
-    norm = torch.nn.utils.get_total_norm(
-        [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    )
-    num_rows = int((labels != IGNORED).sum())
-    return (
-        f"forward and backward pass: loss {loss.item() / num_rows:.4f}, gradient norm "
-        f"{norm.item() / num_rows:.4f}"
-    )
+    loss = loss_sum(model(**batch).logits, labels) / int((labels != IGNORED).sum())
+    accelerator.backward(loss * accelerator.gradient_accumulation_steps)
+    norm = accelerator.clip_grad_norm_(model.parameters(), math.inf)
+    return f"forward and backward pass: loss {loss.item():.4f}, gradient norm {float(norm):.4f}"

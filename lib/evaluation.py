@@ -42,7 +42,8 @@ def predict(
         rows.append(batch.pop("row"))
         labels.append(batch.pop("labels"))
         with accelerator.autocast():
-            logits.append(model(**batch).logits.float())
+            # A copy: CUDA graphs write the next batch's answer to the same place.
+            logits.append(model(**batch).logits.to(torch.float32, copy=True))
     # Collectives need the same shape everywhere: pad to the most rows that any process has.
     gathered = [
         accelerator.gather(pad_across_processes(torch.cat(parts), pad_index=-1)).cpu().numpy()

@@ -19,23 +19,22 @@ REMEDY = (
 )
 
 
-def settle(model: str, dataset: str | None) -> None:
+def settle(model: str, revision: str | None, dataset: str | None) -> None:
     """Go offline if the hub does not answer. Before Hugging Face's libraries are imported.
 
     Args:
         model: name on the hub, or a folder.
-        dataset: the same; None if the rows come from files.
+        revision: of the model; None for the main one.
+        dataset: name on the hub, or a folder; None if the rows come from files.
 
     Raises:
         InputError: the hub does not answer, and what is needed is not cached.
     """
-    wanted = [("--model_name_or_path", model, _model_cached)]
-    if dataset is not None:
-        wanted.append(("--dataset_name", dataset, _dataset_cached))
+    wanted = [("--model_name_or_path", model), ("--dataset_name", dataset or "demo")]
     wanted = [item for item in wanted if not Path(item[1]).exists() and item[1] != "demo"]
     if not wanted:
         return
-    for flag, name, _ in wanted:
+    for flag, name in wanted:
         if name.startswith((".", "/", "~")):
             raise InputError(f"{flag} {name}: no such folder")
     if not _offline():
@@ -44,8 +43,9 @@ def settle(model: str, dataset: str | None) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         if int(os.environ.get("RANK", "0")) == 0:
             print("the hub does not answer: using what is cached", file=sys.stderr, flush=True)
-    for flag, name, cached in wanted:
-        if not cached(name):
+    for flag, name in wanted:
+        cached = _dataset_cached(name) if flag == "--dataset_name" else _cached(name, revision)
+        if not cached:
             raise InputError(
                 f"{flag} {name} is neither a folder nor cached, and the hub does not answer: "
                 f"{REMEDY}"
@@ -77,10 +77,10 @@ def _answers() -> bool:
     return answered.is_set()
 
 
-def _model_cached(name: str) -> bool:
+def _cached(model: str, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    return isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str)
 
 
 def _dataset_cached(name: str) -> bool:

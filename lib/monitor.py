@@ -34,6 +34,7 @@ class Monitor:
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.explain = explain
         self.scaled = accelerator.scaler is not None
+        self.fused = getattr(self.optimizer, "defaults", {}).get("fused", False)
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
         # The number of the first update that was not finite, or 0.
@@ -44,43 +45,47 @@ class Monitor:
         """Add the loss of one micro-batch, summed over its rows."""
         self.loss_sum += loss.detach()
 
-    def before_update(self, update: int, num_rows: int, grad_norm: Tensor) -> None:
+    def before_update(self, update: int, num_rows: int, grad_norm: Tensor | float | None) -> None:
         """Look at update number `update` (from 1), of `num_rows` rows over all processes."""
         self.num_rows += num_rows
-        self.grad_norm = grad_norm
-        # The gradient is the same on all processes. A loss may be bad on one of them alone, but
-        # makes the gradient so too; under fp16 it is found when the sum is read.
+        # DeepSpeed gives a plain number, and none before its first update.
+        self.grad_norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
+        bad = ~torch.isfinite(self.loss_sum)
+        if not self.scaled:
+            bad |= ~torch.isfinite(self.grad_norm.to(bad.device))
+        self.first_bad = torch.where(bad & (self.first_bad == 0), float(update), self.first_bad)
         if self.scaled:
             return
-        bad = ~torch.isfinite(grad_norm) & (self.first_bad == 0)
-        self.first_bad = torch.where(bad, float(update), self.first_bad)
-        if self.optimizer.defaults.get("fused"):
+        if self.fused:
             setattr(self.optimizer, "found_inf", (self.first_bad > 0).float())  # noqa: B010
         else:
-            self.check(update)
+            self.check()
 
-    def check(self, update: int) -> float:
-        """The loss summed since the last reading; waits for the device and the other processes.
+    def check(self) -> None:
+        """Wait for the device and the other processes.
 
         Raises:
-            NonFiniteError: an update up to number `update` was not finite.
+            NonFiniteError: an update was not finite.
         """
-        total = self.accelerator.reduce(self.loss_sum, reduction="sum").item()
-        first_bad = int(self.first_bad.item())
-        if first_bad or not math.isfinite(total):
+        found = self.accelerator.gather(self.first_bad.reshape(1))
+        if found.any():
+            update = int(found[found > 0].min())
             raise NonFiniteError(
-                f"the loss or the gradient of update {first_bad or update} is not finite; the "
-                f"update was not applied. {self.explain(first_bad or update)}"
+                f"the loss or the gradient of update {update} is not finite; the update was not "
+                f"applied. {self.explain(update)}"
             )
-        return float(total)
 
-    def read(self, update: int) -> tuple[float, float]:
+    def read(self) -> tuple[float, float | None]:
         """Mean loss over the rows since the last reading, and the last gradient norm.
+
+        The norm is None if it is not finite, as under fp16 when the scaler skips an update.
 
         Raises:
             NonFiniteError: as `check`.
         """
-        mean = self.check(update) / max(1, self.num_rows)
+        self.check()
+        mean = self.accelerator.reduce(self.loss_sum, reduction="sum").item() / self.num_rows
         self.loss_sum.zero_()
         self.num_rows = 0
-        return mean, float(self.grad_norm)
+        norm = float(self.grad_norm)
+        return mean, norm if math.isfinite(norm) else None

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from lib.errors import InputError
 
 CONFIG_FILE = "config.yaml"
+RESULT_FILES = ("all_results.json", "manifest.json")
 
 
 def check_free(folder: Path, *, overwrite: bool, resuming: bool) -> None:
@@ -30,10 +31,14 @@ def check_free(folder: Path, *, overwrite: bool, resuming: bool) -> None:
             f"--output_dir {folder}: {parent} cannot be written; choose another folder"
         )
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if found and not (overwrite or resuming):
-        held = "a run" if CONFIG_FILE in found else f"files ({', '.join(found[:3])})"
+    if found and CONFIG_FILE not in found:
         raise InputError(
-            f"--output_dir {folder} already holds {held}: choose another folder, go on with "
+            f"--output_dir {folder} already holds files that are not of a run "
+            f"({', '.join(found[:3])}): choose another folder"
+        )
+    if found and not (overwrite or resuming):
+        raise InputError(
+            f"--output_dir {folder} already holds a run: choose another folder, go on with "
             "--resume_from_checkpoint, or replace the files of that run with "
             "--overwrite_output_dir"
         )
@@ -47,6 +52,9 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # The results of a run that is replaced would look like this run's.
+        for name in RESULT_FILES:
+            (folder / name).unlink(missing_ok=True)
     write_yaml(folder / CONFIG_FILE, config)
 
 
@@ -67,7 +75,7 @@ def writing(path: Path) -> Iterator[None]:
     """Turn a failure to write into an error that names the path and the remedy."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         number = _error_number(error)
         if number not in REMEDIES:
             raise
@@ -77,21 +85,27 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _error_number(error: OSError | SafetensorError) -> int:
-    """The system's number of an error; safetensors gives it in words."""
+def _error_number(error: OSError | SafetensorError | RuntimeError) -> int:
+    """The system's number of an error; safetensors and torch give it in words, or not at all."""
     if isinstance(error, OSError):
         return error.errno or 0
+    if "PytorchStreamWriter failed writing" in str(error):
+        return errno.ENOSPC
     found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if found else 0
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, main: bool = True) -> Iterator[Path]:
     """A name beside `path` to write a file or a folder to; moved into place if all went well.
 
-    A reader sees the old contents or the new ones, and a run that is killed leaves the old.
+    A reader sees the old contents or the new ones, and a run that is killed leaves the old. Where
+    several processes write one folder, only the `main` one clears and moves it.
     """
     beside = path.with_name(f".{path.name}.writing")
+    if not main:
+        yield beside
+        return
     _remove(beside)
     with writing(path):
         try:

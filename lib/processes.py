@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 
 from lib.errors import InputError
 
@@ -69,7 +69,10 @@ def together(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
         result = work()
     except InputError as problem:
         error = str(problem)
-    errors = [message for message in gather_object([error]) if message is not None]
+    # Accelerate does not gather objects on TPUs; there the launcher ends the others.
+    on_tpu = accelerator.distributed_type == DistributedType.XLA
+    gathered = [error] if on_tpu else gather_object([error])
+    errors = [message for message in gathered if message is not None]
     if errors:
         raise InputError(errors[0])
     return result

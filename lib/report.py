@@ -122,7 +122,7 @@ def write_results(
     write_json(
         folder / "manifest.json",
         {
-            "command": command_line(),
+            "command": " ".join(sys.argv),
             "commit": git_commit(Path(__file__).parent),
             "versions": software(),
             "data": data_source,
@@ -140,7 +140,8 @@ def write_results(
             name=folder.resolve().name,
             base_model=config["model_name_or_path"],
             dataset=data_source,
-            task=config["task_name"] or "",
+            task_name=config["task_name"],
+            num_texts=len(task.columns),
             results=results,
             config=config,
             device=device,
@@ -169,24 +170,13 @@ def git_commit(folder: Path) -> str | None:
     return done.stdout.strip()
 
 
-def command_line() -> str:
-    """The command line, without the value of a token."""
-    words = list(sys.argv)
-    for position, word in enumerate(words):
-        if word.replace("-", "_").startswith("__hub_token"):
-            if "=" in word:
-                words[position] = "--hub_token=***"
-            elif position + 1 < len(words):
-                words[position + 1] = "***"
-    return " ".join(words)
-
-
 def model_card(
     *,
     name: str,
     base_model: str,
     dataset: str,
-    task: str,
+    task_name: str | None,
+    num_texts: int,
     results: Mapping[str, Any],
     config: Mapping[str, Any],
     device: str,
@@ -194,6 +184,8 @@ def model_card(
     """A model card in Markdown, whose metadata hold the results as a `model-index`.
 
     Args:
+        task_name: GLUE task; None for files of the user's own.
+        num_texts: 1 for single sentences, 2 for pairs.
         results: as in all_results.json.
         config: the resolved configuration.
     """
@@ -212,8 +204,8 @@ def model_card(
             EvalResult(
                 task_type="text-classification",
                 dataset_type="nyu-mll/glue" if dataset == "nyu-mll/glue" else "custom",
-                dataset_name=f"{Path(dataset).name} {task}",
-                dataset_config=task,
+                dataset_name=f"GLUE {task_name.upper()}" if task_name else Path(dataset).name,
+                dataset_config=task_name,
                 dataset_split="validation",
                 metric_type=key,
                 metric_value=value,
@@ -227,21 +219,15 @@ def model_card(
         interval = results.get(f"eval_{key}_ci95")
         shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
         rows.append(f"| {key} | {value:.4f} | {shown} |")
-    settings = "\n".join(
-        f"| {key} | {config[key]} |"
-        for key in (
-            "learning_rate",
-            "train_batch_size",
-            "num_train_epochs",
-            "lr_scheduler_type",
-            "warmup_ratio",
-            "weight_decay",
-            "max_grad_norm",
-            "label_smoothing",
-            "max_length",
-            "seed",
-        )
-    )
+    length = "num_train_epochs" if config["max_train_steps"] is None else "max_train_steps"
+    warmup = "warmup_ratio" if config["num_warmup_steps"] is None else "num_warmup_steps"
+    names: tuple[str, ...] = ("learning_rate", "layerwise_lr_decay", "train_batch_size")
+    names += (length, warmup)
+    names += ("lr_scheduler_type", "weight_decay", "max_grad_norm", "label_smoothing")
+    names += ("max_length", "seed")
+    settings = "\n".join(f"| {key} | {config[key]} |" for key in names)
+    second = ', "text_pair": "On Monday, he said so."' if num_texts == 2 else ""
+    about = f"`{dataset}` ({task_name})" if task_name else f"`{dataset}`"
     table = "\n".join(rows)
     return f"""---
 {data.to_yaml()}
@@ -249,13 +235,13 @@ def model_card(
 
 # {name}
 
-`{base_model}` fine-tuned on `{dataset}` ({task}) by `train_mrpc.py`.
+`{base_model}` fine-tuned on {about} by `train_mrpc.py`.
 
 ```python
 from transformers import pipeline
 
 classify = pipeline("text-classification", "{name}")
-classify({{"text": "He said so on Monday.", "text_pair": "On Monday, he said so."}})
+classify({{"text": "He said so on Monday."{second}}})
 ```
 
 ## Results on the validation split

@@ -1,9 +1,12 @@
 """What a run says of itself: metrics.jsonl (the truth), the trackers, and the terminal."""
 
 import json
+import math
+import netrc
 import os
 import sys
 import time
+import urllib.parse
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,6 @@ from lib.errors import InputError
 from lib.output import write_text, writing
 
 METRICS_FILE = "metrics.jsonl"
-TRACKERS = ("wandb", "tensorboard", "trackio")
 
 
 def tracker_names(with_tracking: bool, report_to: Sequence[str]) -> list[str]:
@@ -28,7 +30,7 @@ def tracker_names(with_tracking: bool, report_to: Sequence[str]) -> list[str]:
     """
     if "none" in report_to or not (with_tracking or report_to):
         return []
-    installed = [str(name) for name in get_available_trackers() if str(name) in TRACKERS]
+    installed = [str(name) for name in get_available_trackers()]
     if not report_to or "all" in report_to:
         return installed
     for name in report_to:
@@ -44,7 +46,7 @@ def start_trackers(accelerator: Accelerator, folder: Path, config: Mapping[str, 
     """
     if not accelerator.log_with:
         return
-    if "WANDB_API_KEY" not in os.environ:
+    if "wandb" in accelerator.log_with and not _has_wandb_key():
         # Without a key wandb asks for one, or ends the run where there is nobody to ask.
         os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_DIR", str(folder))
@@ -53,6 +55,19 @@ def start_trackers(accelerator: Accelerator, folder: Path, config: Mapping[str, 
         for name, value in config.items()
     }
     accelerator.init_trackers("train_mrpc", config=plain)
+
+
+def _has_wandb_key() -> bool:
+    """Whether the environment or `wandb login` (which writes to .netrc) gives a key."""
+    import wandb
+
+    settings = wandb.setup().settings
+    host = urllib.parse.urlparse(settings.base_url).hostname or ""
+    try:
+        saved = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except (FileNotFoundError, netrc.NetrcParseError):
+        saved = None
+    return bool(settings.api_key or saved)
 
 
 class MetricsLog:
@@ -66,17 +81,25 @@ class MetricsLog:
         self.path = folder / METRICS_FILE
         self.accelerator = accelerator
         if accelerator.is_main_process:
-            kept = [line for line in self._lines() if json.loads(line)["update"] <= update]
+            kept = [line for line in self._lines() if _update_of(line) <= update]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str]:
         return self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
 
-    def write(self, update: int, values: Mapping[str, float]) -> None:
+    def write(self, update: int, values: Mapping[str, float | None]) -> None:
         if self.accelerator.is_main_process:
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"update": update, **values}) + "\n")
-        self.accelerator.log(values, step=update)
+        self.accelerator.log({name: v for name, v in values.items() if v is not None}, step=update)
+
+
+def _update_of(line: str) -> float:
+    """The update of a line of metrics.jsonl; infinite for one that a killed run left half."""
+    try:
+        return float(json.loads(line)["update"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Speed:
@@ -144,7 +167,7 @@ class Progress:
     def advance(self) -> None:
         self.bar.update()
 
-    def show(self, update: int, values: Mapping[str, float]) -> None:
+    def show(self, update: int, values: Mapping[str, Any]) -> None:
         """The figures of a logged update."""
         figures = (
             f"loss {values['loss']:.4f}, {values['examples_per_second']:.1f} examples/s, "

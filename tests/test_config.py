@@ -5,7 +5,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from lib.command_line import parse_arguments
+from lib.command_line import hide_token, parse_arguments
 from lib.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
 from lib.errors import InputError
 
@@ -116,6 +116,22 @@ def test_configuration_reads_back(tmp_path):
     (tmp_path / "config.yaml").write_text(written)
     again = parse_arguments(["--config", str(tmp_path / "config.yaml"), "--seed", "3"])
     assert (again.learning_rate, again.report_to, again.seed) == (3e-5, ("wandb",), 3)
+
+
+def test_flags_complete_what_a_file_gives(tmp_path, files):
+    path = tmp_path / "part.yaml"
+    path.write_text(f"train_file: {files['train']}\ncheckpointing_steps: 10\nreport_to: wandb\n")
+    arguments = ["--config", str(path), "--validation_file", str(files["validation"])]
+    config = parse_arguments(arguments)
+    assert (config.checkpointing_steps, config.report_to) == ("10", ("wandb",))
+    with pytest.raises(InputError, match="--train_file without --validation_file"):
+        parse_arguments(arguments[:2])
+
+
+def test_a_token_is_hidden_from_those_who_read_the_command_line():
+    arguments = ["--seed", "1", "--hub_token", "secret", "--hub-token=secret"]
+    hide_token(arguments)
+    assert arguments == ["--seed", "1", "--hub_token", "***", "--hub_token=***"]
 
 
 @pytest.mark.parametrize(

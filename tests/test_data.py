@@ -77,6 +77,13 @@ def test_decimal_labels_are_scores(tmp_path):
     assert splits.train["labels"][:] == [0.5, 4.25]
 
 
+def test_true_and_false_are_classes(tmp_path):
+    rows = [{"text": "x", "label": value} for value in (True, False, True)]
+    splits = load(write(tmp_path, "jsonl", rows))
+    assert splits.task.labels == ("False", "True")
+    assert splits.train["labels"][:] == [1, 0, 1]
+
+
 def test_a_task_gives_files_its_labels_and_metrics(tmp_path):
     rows = [{"sentence1": "x", "sentence2": "y", "label": name} for name in ("not_entailment",)]
     splits = load(write(tmp_path, "csv", rows), task_name="rte")
@@ -98,6 +105,9 @@ def test_labels_may_miss_in_the_test_split(tmp_path):
         ("csv", b"text,label\nx,0\ny\n", "row 2: 1 values where the header has 2"),
         ("csv", b"text,label\nx,0\ny,\n", "row 2: label is missing"),
         ("csv", b"text,label\n", "holds no row"),
+        ("csv", b"text,label\nx,1\n,0\n", "row 2: text must be text, found nothing"),
+        ("csv", b"text,label\nx,1\ny,1\n", "every row has the label '1'; a classifier needs two"),
+        ("jsonl", b'{"text": "x", "label": [1]}', "label must hold one label for each row"),
         ("csv", b"text,text\nx,0\n", "two columns of one name"),
         ("csv", b"text,label\nx,0\n\xff\xfe,1\n", "line 3: invalid UTF-8 .byte 0xff."),
         ("jsonl", b'{"text": "x", "label": 0}\n{"text": }\n', "line 2 is not JSON"),

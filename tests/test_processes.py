@@ -4,8 +4,8 @@ import json
 
 import pytest
 import sklearn.metrics
-from conftest import pairs, read_metrics, run_script, write_csv
-from test_training import assert_same_course
+from conftest import pairs, read_metrics, read_weights, run_script, write_csv
+from test_training import assert_same_course, difference
 
 from lib.command_line import parse_arguments
 from train_mrpc import main
@@ -88,6 +88,25 @@ def test_metrics_are_those_of_scikit_learn_over_all_rows(runs, name):
 def predictions(folder, split):
     lines = (folder / "predictions" / f"{split}.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def test_a_checkpoint_of_two_processes_goes_on_with_one(flags, runs, run_on, tmp_path):
+    first = [*flags, f"--output_dir={tmp_path / 'two'}", "--checkpointing_steps=3"]
+    run_on(2, first)
+    resume = f"--resume_from_checkpoint={tmp_path / 'two' / 'step_3'}"
+    output = [f"--output_dir={tmp_path / 'one'}", "--checkpointing_steps=epoch"]
+    main(parse_arguments([*flags, *output, resume]))
+    weights = [read_weights(folder / "epoch_0") for folder in (tmp_path / "one", runs / "1x1")]
+    assert difference(*weights) < 1e-6
+
+
+def test_rows_are_tokenised_once_for_both_processes(flags, tmp_path):
+    environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    arguments = [*flags, f"--output_dir={tmp_path / 'out'}", "--max_train_steps=1"]
+    done = run_script(arguments, num_processes=2, environment=environment)
+    assert done.returncode == 0, done.stderr
+    caches = sorted(path.name for path in (tmp_path / "cache").rglob("*.arrow"))
+    assert caches == ["train.arrow", "validation.arrow"]
 
 
 def test_an_error_is_printed_once_and_ends_all_processes(flags, tmp_path):

@@ -120,6 +120,27 @@ def test_resuming_gives_the_same_bits(flags, dropout_bert, tmp_path, stop):
     assert difference(*(read_weights(tmp_path / n) for n in ("whole", "rest"))) == 0
 
 
+def test_resuming_with_another_accumulation_keeps_the_batches(flags, once, tmp_path):
+    """A checkpoint in the middle of Accelerate's count of micro-batches."""
+    three = "--gradient_accumulation_steps=3"
+    run(flags, tmp_path / "part", three, "--checkpointing_steps=4", "--max_train_steps=7")
+    resume = f"--resume_from_checkpoint={tmp_path / 'part' / 'step_4'}"
+    run(
+        flags, tmp_path / "rest", "--gradient_accumulation_steps=2", resume,
+        "--checkpointing_steps=epoch",
+    )  # fmt: skip
+    rest, whole = (read_weights(folder / "epoch_0") for folder in (tmp_path / "rest", once))
+    assert difference(rest, whole) < 1e-6
+
+
+def test_a_half_written_line_is_dropped_on_resuming(flags, tmp_path):
+    run(flags, tmp_path, "--checkpointing_steps=4")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 7, "lo')
+    run(flags, tmp_path, f"--resume_from_checkpoint={tmp_path / 'step_4'}")
+    assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 7]
+
+
 def test_resuming_in_place_repeats_no_line(flags, tmp_path):
     run(flags, tmp_path, "--checkpointing_steps=2")
     before = read_metrics(tmp_path)
@@ -186,6 +207,52 @@ def test_a_gradient_that_is_not_finite_stops_the_run(flags, bert, tmp_path):
     assert len(set(rows)) in (7, 8)
     assert set(rows) < set(range(NUM_TRAIN))
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_bad_update_is_not_applied():
+    """As a fused optimizer skips it on the device, before anybody has read a number."""
+    from accelerate import Accelerator
+
+    from lib.monitor import Monitor
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    monitor = Monitor(Accelerator(), optimizer, explain=lambda update: f"look at {update}")
+    for update, slope in enumerate((1.0, math.inf, 1.0), start=1):
+        weight.grad = torch.full((3,), slope)
+        monitor.add_loss(torch.tensor(2.0))
+        monitor.before_update(update, 1, weight.grad.norm())
+        optimizer.step()
+        if update == 1:
+            after_one = weight.detach().clone()
+            assert not torch.equal(after_one, torch.ones(3))
+            assert monitor.read() == (2.0, pytest.approx(math.sqrt(3)))
+    assert torch.equal(weight, after_one)
+    with pytest.raises(NonFiniteError, match="update 2 is not finite.*look at 2"):
+        monitor.check()
+
+
+def test_one_line_for_each_logged_update_without_a_terminal(flags, tmp_path, capsys):
+    run(flags, tmp_path, "--logging_steps=3")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update")]
+    assert [line.split(",")[0] for line in lines] == ["update 3/7", "update 6/7", "update 7/7"]
+    assert all(word in lines[0] for word in ("loss", "examples/s", "tokens/s", "s left"))
+
+
+def test_mnli_is_scored_on_both_of_its_validation_splits(bert, tmp_path):
+    import datasets
+
+    rows = {"premise": ["a b"] * 6, "hypothesis": ["c"] * 6, "label": [0, 1, 2] * 2}
+    for split in ("train", "validation_matched", "validation_mismatched", "test_matched"):
+        labels = [-1] * 6 if split.startswith("test") else rows["label"]
+        table = datasets.Dataset.from_dict({**rows, "label": labels})
+        table.to_parquet(str(tmp_path / f"{split}.parquet"))
+    flags = ["--task_name=mnli", f"--dataset_name={tmp_path}", f"--model_name_or_path={bert}"]
+    results = run(flags, tmp_path / "out", "--max_train_steps=1", "--max_length=32")
+    assert results["eval_num_rows"] == results["eval_mm_num_rows"] == 6
+    lines = (tmp_path / "out" / "predictions" / "MNLI-m.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    assert lines[1].split("\t")[1] in ("entailment", "neutral", "contradiction")
 
 
 def test_what_a_run_leaves(flags, files, tmp_path):
@@ -268,8 +335,9 @@ def test_another_run_in_the_folder_is_left_alone(flags, tmp_path):
 
 def test_files_of_the_users_own_are_left_alone(flags, tmp_path):
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(InputError, match="already holds files .README.md."):
-        run(flags, tmp_path)
+    for more in ((), ("--overwrite_output_dir",)):
+        with pytest.raises(InputError, match="files that are not of a run .README.md."):
+            run(flags, tmp_path, *more)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 

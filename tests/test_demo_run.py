@@ -1,0 +1,35 @@
+"""The demo, as `make demo` runs it."""
+
+import json
+
+import pytest
+from conftest import run_script
+from transformers import pipeline
+
+from lib.demo import baselines, load_split
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    done = run_script(["--demo", f"--output_dir={folder}"])
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_it_reaches_its_score(demo):
+    results = json.loads((demo / "all_results.json").read_text())
+    assert results["eval_accuracy"] >= 0.85
+    assert results["eval_accuracy"] >= max(baselines().values()) + 0.10
+    assert results["test_num_rows"] == 400
+
+
+def test_the_saved_folder_gives_the_predictions_that_were_written(demo):
+    rows = load_split("validation")
+    classify = pipeline("text-classification", str(demo))
+    answers = classify([{"text": r["sentence1"], "text_pair": r["sentence2"]} for r in rows])
+    lines = (demo / "predictions" / "validation.jsonl").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
+    assert [answer["label"] for answer in answers] == [line["prediction"] for line in written]
+    for answer, line in zip(answers, written, strict=True):
+        assert answer["score"] == pytest.approx(max(line["probabilities"].values()), abs=1e-4)
