@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-LONGER = "--num_train_epochs 5 --learning_rate 1e-4"
+LONGER = "--num_train_epochs 5 --learning_rate 1e-4 --layerwise_lr_decay 1"
 
 # What is usual, and changes to it known to help when rows are few: Mosbach et al. (2021), Zhang et
 # al. (2021). The settings that are not named are the defaults of the script.
@@ -25,11 +25,11 @@ RECIPES = {
     "plain": "--num_train_epochs 3 --learning_rate 5e-5 --train_batch_size 16 --warmup_ratio 0 "
     "--weight_decay 0 --layerwise_lr_decay 1",
     "longer": "--num_train_epochs 5 --learning_rate 5e-5 --layerwise_lr_decay 1",
-    "longer, 1e-4": f"{LONGER} --layerwise_lr_decay 1",
-    "longer, 1e-4, batch 16": f"{LONGER} --layerwise_lr_decay 1 --train_batch_size 16",
-    "longer, 2e-4": "--num_train_epochs 5 --learning_rate 2e-4 --layerwise_lr_decay 1",
-    "longer, 1e-4, top layer new": f"{LONGER} --layerwise_lr_decay 1 --reinit_layers 1",
-    "longer, 1e-4, decay by layer": f"{LONGER} --layerwise_lr_decay 0.9",
+    "longer, 1e-4": LONGER,
+    "longer, 1e-4, batch 16": f"{LONGER} --train_batch_size 16",
+    "longer, 2e-4": f"{LONGER} --learning_rate 2e-4",
+    "longer, 1e-4, top layer new": f"{LONGER} --reinit_layers 1",
+    "default": "",
 }
 
 

@@ -105,8 +105,8 @@ class TrainConfig:
     """Rows of one forward pass on one process when evaluating."""
     length_grouping: bool = True
     """Form batches of rows of similar length, which saves padding. Off: plain shuffling."""
-    learning_rate: float = 5e-5
-    """Peak learning rate of AdamW."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW, at the top of the model."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; not applied to biases and normalisation weights."""
     adam_beta1: float = 0.9
@@ -117,7 +117,7 @@ class TrainConfig:
     """AdamW's term for numerical stability."""
     max_grad_norm: float = 1.0
     """Clip the norm of the gradient to this; 0 does not clip."""
-    num_train_epochs: int = 3
+    num_train_epochs: int = 5
     """Passes over the training rows."""
     max_train_steps: int | None = None
     """Number of updates in all; overrides --num_train_epochs."""
@@ -127,7 +127,7 @@ class TrainConfig:
     """Updates over which the learning rate rises from 0; overrides --warmup_ratio."""
     warmup_ratio: float = 0.1
     """The same as a fraction of all updates."""
-    layerwise_lr_decay: float = 1.0
+    layerwise_lr_decay: float = 0.9
     """Learning rate of a layer relative to that of the layer above it; 1 is the same for all."""
     reinit_layers: int = 0
     """Start this many of the top encoder layers, and the pooler, from random weights."""

@@ -115,22 +115,18 @@ def _unloadable(name: str, what: str, error: BaseException) -> str:
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's layers, from the bottom to the top.
+    """The encoder's layers, from the bottom to the top: the longest list of modules.
 
     Raises:
-        InputError: the model has none by a name that BERT and its kin use.
+        InputError: the model has no list of modules.
     """
-    for path in ("encoder.layer", "transformer.layer", "layers", "encoder.layers", "h"):
-        try:
-            layers = model.base_model.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(layers, nn.ModuleList):
-            return layers
-    raise InputError(
-        f"--layerwise_lr_decay and --reinit_layers need a stack of encoder layers, and none was "
-        f"found in {type(model).__name__}"
-    )
+    lists = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList)]
+    if not lists:
+        raise InputError(
+            f"{type(model).__name__} has no stack of layers to tell apart: use "
+            "--layerwise_lr_decay 1 and --reinit_layers 0"
+        )
+    return max(lists, key=len)
 
 
 def reinitialise(model: PreTrainedModel, num_layers: int) -> None:

@@ -39,7 +39,7 @@ def test_no_hub_and_nothing_cached(tmp_path):
 
 def test_bad_rows_leave_no_output_folder(flags, tmp_path):
     path = tmp_path / "bad.csv"
-    path.write_text("sentence1,sentence2,label\na,b,0\nc,,\n")
+    path.write_text("sentence1,sentence2,label\na,b,0\nc,d,\n")
     files = [f"--train_file={path}", f"--validation_file={path}"]
     done = run_script([*flags, *files, f"--output_dir={tmp_path / 'out'}"])
     assert done.returncode == 2

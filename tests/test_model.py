@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from lib.batching import IGNORED
 from lib.errors import InputError
 from lib.model import (
+    encoder_layers,
     learning_rate_at,
     learning_rate_schedule,
     load_model,
@@ -168,3 +169,17 @@ def test_weights_that_would_execute_code_are_not_read(bert, tmp_path):
     with pytest.raises(InputError, match="no usable weights"):
         load(folder)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "electra", "deberta-v2"])
+def test_layers_are_found_in_berts_kin(kind):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    if kind == "distilbert":
+        sizes = {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 32}
+    config = AutoConfig.for_model(kind, vocab_size=20, intermediate_size=32, **sizes)
+    model = AutoModelForSequenceClassification.from_config(config)
+    assert len(encoder_layers(model)) == 3
+    groups = parameter_groups(model, learning_rate=1, weight_decay=0, layerwise_lr_decay=0.5)
+    assert {group["lr"] for group in groups} == {1, 0.5, 0.25, 0.125, 0.0625}

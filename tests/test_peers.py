@@ -10,7 +10,7 @@ from lib.demo import MODEL_DIR
 
 def test_the_peers_own_test_command(tmp_path):
     """Their flags and their assertions, with a small model and other pairs."""
-    train = write_csv(tmp_path / "train.csv", pairs(200, 31))
+    train = write_csv(tmp_path / "train.csv", pairs(800, 31))
     dev = write_csv(tmp_path / "dev.csv", pairs(60, 32))
     output = tmp_path / "out"
     command = f"""
