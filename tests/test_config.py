@@ -79,6 +79,17 @@ def test_bad_flags_are_explained_in_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_an_empty_file_and_one_of_an_unknown_kind(tmp_path):
+    for name, message in (
+        ("a.csv", "a.csv is empty"),
+        ("a.txt", "a.txt: its ending does not tell"),
+    ):
+        path = tmp_path / name
+        path.write_text("" if name == "a.csv" else "x")
+        with pytest.raises(InputError, match=message):
+            parse_arguments([f"--train_file={path}", f"--validation_file={path}"])
+
+
 def test_flags_are_read_in_every_usual_spelling():
     config = parse_arguments(
         ["--max-length=64", "--seed", "7", "--with_tracking", "--length_grouping", "false"]
