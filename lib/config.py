@@ -106,7 +106,7 @@ class TrainConfig:
     length_grouping: bool = True
     """Form batches of rows of similar length, which saves padding. Off: plain shuffling."""
     learning_rate: float = 1e-4
-    """Peak learning rate of AdamW, at the top of the model."""
+    """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; not applied to biases and normalisation weights."""
     adam_beta1: float = 0.9
@@ -127,7 +127,7 @@ class TrainConfig:
     """Updates over which the learning rate rises from 0; overrides --warmup_ratio."""
     warmup_ratio: float = 0.1
     """The same as a fraction of all updates."""
-    layerwise_lr_decay: float = 0.9
+    layerwise_lr_decay: float = 1.0
     """Learning rate of a layer relative to that of the layer above it; 1 is the same for all."""
     reinit_layers: int = 0
     """Start this many of the top encoder layers, and the pooler, from random weights."""

@@ -50,7 +50,6 @@ DEFAULTS: dict[str, object] = {
     "model_name_or_path": str(MODEL_DIR),
     "num_train_epochs": 4,
     "learning_rate": 5e-4,
-    "layerwise_lr_decay": 1.0,
     "train_batch_size": 32,
     "max_length": 96,
     "output_dir": "outputs/demo",

@@ -114,7 +114,6 @@ def flags(files: dict[str, Path], bert: Path) -> list[str]:
         "--max_length=64",
         "--logging_steps=1",
         "--num_train_epochs=1",
-        "--layerwise_lr_decay=1",
     ]
 
 
