@@ -194,18 +194,20 @@ def model_card(
         for key, value in results.items()
         if key.startswith("eval_") and isinstance(value, float)
     }
+    of_glue = dataset == "nyu-mll/glue"
+    base = Path(base_model).name if Path(base_model).exists() else base_model
     data = ModelCardData(
         model_name=name,
-        base_model=None if Path(base_model).exists() else base_model,
+        base_model=base_model if base == base_model else None,
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["text-classification", "accelerate"],
         eval_results=[
             EvalResult(
                 task_type="text-classification",
-                dataset_type="nyu-mll/glue" if dataset == "nyu-mll/glue" else "custom",
-                dataset_name=f"GLUE {task_name.upper()}" if task_name else Path(dataset).name,
-                dataset_config=task_name,
+                dataset_type=dataset if of_glue else "custom",
+                dataset_name=f"GLUE {task_name}" if of_glue else Path(dataset).name,
+                dataset_config=task_name if of_glue else None,
                 dataset_split="validation",
                 metric_type=key,
                 metric_value=value,
@@ -235,7 +237,7 @@ def model_card(
 
 # {name}
 
-`{base_model}` fine-tuned on {about} by `train_mrpc.py`.
+`{base}` fine-tuned on {about} by `train_mrpc.py`.
 
 ```python
 from transformers import pipeline
