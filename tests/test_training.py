@@ -100,6 +100,13 @@ def test_the_peers_way_of_giving_the_batch_is_the_same(flags, once, tmp_path):
     assert_same_course(tmp_path, once)
 
 
+def test_dropout_is_on_from_the_first_update(flags, once, dropout_bert, tmp_path):
+    """`from_pretrained` returns a model in evaluation mode; these two differ in dropout alone."""
+    run(flags, tmp_path, f"--model_name_or_path={dropout_bert}", "--max_train_steps=1")
+    first, without = read_metrics(tmp_path)[0], read_metrics(once)[0]
+    assert abs(first["loss"] - without["loss"]) > 1e-4
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(flags, dropout_bert, tmp_path):
     dropout = f"--model_name_or_path={dropout_bert}"
     for name, seed in (("a", 42), ("b", 42), ("c", 43)):
