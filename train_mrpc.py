@@ -12,6 +12,7 @@ An `update` is one step of the optimizer; its rows, over all processes, are the 
 `micro-batch` is the rows of one forward pass on one process.
 """
 
+import os
 import sys
 
 from lib import hub
@@ -28,6 +29,10 @@ if __name__ == "__main__":
             CONFIG.model_revision,
             CONFIG.dataset_name if CONFIG.train_file is None else None,
         )
+    if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
+        # The gradient of a vocabulary is new memory at every update: a dozen page faults instead
+        # of thousands. PyTorch reads this once, and warns on kernels that have no such pages.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import dataclasses
 import math
