@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test torture check clean
 
 # Train, evaluate, save and predict on the built-in corpus and model: no hub, no account.
 demo: $(VENV)/.installed
@@ -10,6 +10,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# Killed twenty times for each number of processes and accumulation, instead of a few times.
+torture: $(VENV)/.installed-dev
+	TORTURE_KILLS=20 $(BIN)/python -m pytest tests/test_preemption.py -k killed_anywhere
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -17,10 +17,14 @@ import sys
 
 from lib import hub
 from lib.command_line import exit_status, hide_token, parse_arguments
-from lib.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
+from lib.config import TrainConfig, check_same_run, num_warmup_updates, resolve_batch_sizes
+from lib.preemption import Signals
+
+SIGNALS = Signals()
 
 if __name__ == "__main__":
     # Before the seconds that the imports below take, and before they look for the hub.
+    SIGNALS.listen(at_once=os.environ.get("WORLD_SIZE", "1") == "1")
     with exit_status():
         CONFIG = parse_arguments(sys.argv[1:])
         hide_token(sys.argv)
@@ -42,7 +46,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedType, DynamoBackend, set_seed
+from accelerate.utils import (
+    DistributedType,
+    DynamoBackend,
+    broadcast_object_list,
+    set_seed,
+)
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
@@ -56,15 +65,32 @@ from lib import model as modelling
 from lib.dry_run import describe
 from lib.errors import InputError
 from lib.evaluation import evaluate, predict
+from lib.export import export, restore
 from lib.monitor import Monitor
-from lib.processes import check_world, degradations, once_per_machine, precision, together
+from lib.processes import (
+    Agreement,
+    check_world,
+    degradations,
+    on_main_process,
+    once_per_machine,
+    precision,
+    restarted,
+    together,
+)
+from lib.rendezvous import joined
 
 
-def main(config: TrainConfig) -> dict[str, Any]:
-    """The whole run, from the configuration to what all_results.json holds."""
+def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
+    """The whole run, from the configuration to what all_results.json holds.
+
+    Raises:
+        Preempted: it was told to stop by a signal, and can go on from its newest checkpoint.
+    """
     tracking.quiet_libraries()
     speed = tracking.Speed()
     accelerator, config = start(config)
+    agreement = Agreement(signals, accelerator)
+    agreement.check()
     accumulation = accelerator.gradient_accumulation_steps
     folder = Path(config.output_dir)
 
@@ -104,20 +130,79 @@ def main(config: TrainConfig) -> dict[str, Any]:
                 print(line)
         return {}
 
-    claim_output(config, accelerator)
-    state = checkpoint.TrainingState()
-    if config.resume_from_checkpoint is not None:
-        source = Path(config.resume_from_checkpoint)
-        state = checkpoint.load_checkpoint(source, accelerator)
-        checkpoint.restore_best(source, folder, accelerator, model, inputs.tokenizer)
-        modelling.set_update(schedule, state.update)
-    tracking.start_trackers(accelerator, folder, config.to_dict())
-    log = tracking.MetricsLog(folder, accelerator, update=state.update)
-    progress = tracking.Progress(num_updates, state.update, shown=accelerator.is_main_process)
+    run = {
+        **config.to_dict(),
+        "data_fingerprint": inputs.data_fingerprint,
+        "mixed_precision": accelerator.mixed_precision,
+    }
+    source = find_checkpoint(config, run, accelerator)
+    claim_output(config, source, accelerator)
     monitor = Monitor(accelerator, optimizer, partial(explain, sampler, schedule))
+    checkpoints = checkpoint.Checkpoints(
+        folder,
+        run,
+        keep=config.checkpoints_to_keep or (None if config.checkpointing_steps else 1),
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        monitor=monitor,
+    )
+    state = checkpoint.TrainingState()
+    if source is not None:
+        state = together(accelerator, lambda: checkpoints.load(source))
+        modelling.set_update(schedule, state.update)
+        if state.best_update:
+            restore(source / checkpoint.BEST_FILE, folder, accelerator, model, inputs.tokenizer)
+    tracking.start_trackers(accelerator, folder, config.to_dict())
+    log = tracking.MetricsLog(folder, accelerator, source=source)
+    progress = tracking.Progress(num_updates, state.update, shown=accelerator.is_main_process)
     metric = config.metric_for_best_model or metrics.best_metric_name(inputs.splits.task.metrics)
     patience = config.early_stopping_patience or math.inf
 
+    def catch_up() -> None:
+        """Evaluate and save, if that is due after this update and was not done before a restart."""
+        update = state.update
+        due = update % (config.eval_every or updates_per_epoch) == 0 or update == num_updates
+        name = checkpoint.name_at(
+            update, num_updates, updates_per_epoch, config.checkpointing_steps
+        )
+        if not due and name is None:
+            return
+        monitor.check()  # nothing is scored or saved after a bad update
+        speed.pause()
+        if due and state.evaluated < update:
+            task = inputs.splits.task
+            evaluated = evaluate(model, eval_loader, accelerator, task, agreement.check)
+            log.write(update, prefixed("eval", evaluated.scores))
+            progress.say(f"epoch {(update - 1) // updates_per_epoch}: {evaluated}")
+            if state.is_best(evaluated.scores[metric], lower=metric == "loss"):
+                export(folder, accelerator, model, inputs.tokenizer)
+        if name is not None:
+            checkpoints.save(name, state)
+        model.train()
+        speed.resume()
+
+    def leave() -> str:
+        """Save what is not saved; the words for it."""
+        monitor.check()
+        if state.update > 0:
+            name = checkpoint.name_at(
+                state.update, num_updates, updates_per_epoch, config.checkpointing_steps
+            )
+            checkpoints.save(name or f"step_{state.update}", state)
+        if accelerator.is_main_process:
+            output.write_status(folder, "preempted", state.update)
+        accelerator.end_training()
+        return (
+            f"after update {state.update} of {num_updates}, which {folder} keeps: run the same "
+            "command again to go on"
+        )
+
+    agreement.leave = leave
+    signals.at_once = False
+    agreement.check()
+    if state.update > 0:
+        catch_up()
     model.train()
     speed.resume()
     while state.update < num_updates and state.num_worse < patience:
@@ -147,6 +232,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
                 optimizer.step()
                 optimizer.zero_grad()
             if not accelerator.sync_gradients:
+                agreement.check()
                 continue
 
             learning_rate = max(float(rate) for rate in schedule.get_last_lr())
@@ -165,26 +251,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
                 }
                 log.write(state.update, values)
                 progress.show(state.update, values)
-
-            evaluating = state.update % (config.eval_every or updates_per_epoch) == 0
-            evaluating |= state.update == num_updates
-            name = checkpoint.name_at(
-                state.update, num_updates, updates_per_epoch, config.checkpointing_steps
-            )
-            if not evaluating and name is None:
-                continue
-            monitor.check()  # nothing is scored or saved after a bad update
-            speed.pause()
-            if evaluating:
-                evaluated = evaluate(model, eval_loader, accelerator, inputs.splits.task)
-                log.write(state.update, prefixed("eval", evaluated.scores))
-                progress.say(f"epoch {epoch}: {evaluated}")
-                if state.is_best(evaluated.scores[metric], lower=metric == "loss"):
-                    checkpoint.export(folder, accelerator, model, inputs.tokenizer)
-            if name is not None:
-                checkpoint.save_checkpoint(folder / name, accelerator, state)
-            model.train()
-            speed.resume()
+            agreement.check()
+            catch_up()
             if state.num_worse >= patience:
                 progress.say(
                     f"stopping early: {state.num_worse} evaluations without a better {metric} than "
@@ -192,7 +260,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
                 )
                 break
     progress.close()
-    return finish(config, inputs, state, speed, accelerator)
+    return finish(config, inputs, state, speed, accelerator, agreement)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +272,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     lengths: list[int]
+    data_fingerprint: str
 
     def num_tokens(self, rows: list[batching.Rows]) -> int:
         """Tokens of a global batch, without padding."""
@@ -238,13 +307,54 @@ def start(config: TrainConfig) -> tuple[Accelerator, TrainConfig]:
     )
 
 
-def claim_output(config: TrainConfig, accelerator: Accelerator) -> None:
+def find_checkpoint(
+    config: TrainConfig, run: dict[str, Any], accelerator: Accelerator
+) -> Path | None:
+    """The checkpoint to go on from, the same on all processes; None starts from the beginning.
+
+    Raises:
+        InputError: the one that was asked for is damaged, or it is of another run.
+    """
+    asked, folder = config.resume_from_checkpoint, Path(config.output_dir)
+
+    def find() -> Path | None:
+        if asked is not None and asked != "auto":
+            source, manifest = Path(asked), checkpoint.verify(Path(asked))
+        elif overwrites(config):
+            return None
+        else:
+            newest, remarks = checkpoint.newest(folder)
+            for remark in remarks:
+                print(f"passed over: {remark}", file=sys.stderr)
+            if newest is None:
+                if asked or (folder / output.CONFIG_FILE).exists():
+                    print(f"no checkpoint in {folder} to go on from: starting from the beginning")
+                return None
+            source, manifest = newest
+        check_same_run(manifest["run"], run, source)
+        print(f"going on from {source}, after update {manifest['update']}", flush=True)
+        return source
+
+    found: Path | None = broadcast_object_list([on_main_process(accelerator, find)])[0]
+    return found
+
+
+def overwrites(config: TrainConfig) -> bool:
+    """Whether to start anew; not when a launcher started the same command line once more."""
+    return config.overwrite_output_dir and not restarted()
+
+
+def claim_output(config: TrainConfig, source: Path | None, accelerator: Accelerator) -> None:
     """Make the output folder this run's, and see that all machines share it."""
     folder = Path(config.output_dir)
 
     def claim() -> None:
-        if accelerator.is_main_process:
-            output.claim(folder, config.to_dict())
+        if overwrites(config):
+            for path in checkpoint.owned(folder):
+                if source is None or path.resolve() != source.resolve():
+                    output.discard(path)
+        output.claim(folder, config.to_dict())
+        output.write_status(folder, "running", 0)
 
     def see() -> None:
         if not (folder / output.CONFIG_FILE).exists():
@@ -252,20 +362,17 @@ def claim_output(config: TrainConfig, accelerator: Accelerator) -> None:
                 f"--output_dir {folder} is not shared by all machines: give a folder that is"
             )
 
-    together(accelerator, claim)
+    on_main_process(accelerator, claim)
     together(accelerator, see)
 
 
 def load_inputs(config: TrainConfig) -> Inputs:
     """Everything that is read: rows, tokenizer, model; InputError for what cannot be used."""
-    if config.resume_from_checkpoint is not None:
-        checkpoint.read_state(Path(config.resume_from_checkpoint))
     if not config.dry_run:
-        output.check_free(
-            Path(config.output_dir),
-            overwrite=config.overwrite_output_dir,
-            resuming=config.resume_from_checkpoint is not None,
-        )
+        output.check_free(Path(config.output_dir))
+        before = None if overwrites(config) else output.read_config(Path(config.output_dir))
+        if before is not None:
+            check_same_run(before, config.to_dict(), Path(config.output_dir))
     if config.train_file is not None:
         names = ("train", "validation", "test")
         files = {name: getattr(config, f"{name}_file") for name in names}
@@ -306,7 +413,14 @@ def load_inputs(config: TrainConfig) -> Inputs:
     )
     modelling.check_fit(config.max_length, model, tokenizer)
     tokenised = data.tokenise(splits, tokenizer, max_length=config.max_length)
-    return Inputs(splits, tokenised, tokenizer, model, data.row_lengths(tokenised.train))
+    return Inputs(
+        splits,
+        tokenised,
+        tokenizer,
+        model,
+        lengths=data.row_lengths(tokenised.train),
+        data_fingerprint=splits.fingerprint(),
+    )
 
 
 def make_loaders(
@@ -414,6 +528,7 @@ def finish(
     state: checkpoint.TrainingState,
     speed: tracking.Speed,
     accelerator: Accelerator,
+    agreement: Agreement,
 ) -> dict[str, Any]:
     """Evaluate the saved model, as its users will load it, and write all results."""
     folder = Path(config.output_dir)
@@ -426,34 +541,39 @@ def finish(
             loader = accelerator.prepare_data_loader(
                 make_eval_loader(config, inputs, accelerator, rows)
             )
-            predictions = predict(best, loader, accelerator)
-            if accelerator.is_main_process:
-                scores = report.write_split(folder, split, predictions, task, seed=config.seed)
-                results |= prefixed(prefix, scores)
-    if accelerator.is_main_process:
-        results |= {
-            "best_update": state.best_update,
-            "num_updates": state.update,
-            **prefixed("train", speed.overall()),
-            "seconds_to_first_update": speed.seconds_to_first_update,
-        }
+            predictions = predict(best, loader, accelerator, agreement.check)
+            scores = on_main_process(
+                accelerator,
+                lambda: report.write_split(folder, split, predictions, task, seed=config.seed),  # noqa: B023
+            )
+            results |= prefixed(prefix, scores or {})
+    results |= {
+        "best_update": state.best_update,
+        "num_updates": state.update,
+        **prefixed("train", speed.overall()),
+        "seconds_to_first_update": speed.seconds_to_first_update,
+    }
+
+    def write() -> None:
         report.write_results(
             folder,
             results,
             task=task,
             config=config.to_dict(),
             data_source=inputs.splits.source,
-            data_fingerprint=inputs.splits.fingerprint(),
+            data_fingerprint=inputs.data_fingerprint,
             model_revision=modelling.revision_of(config.model_name_or_path, config.model_revision),
             device=f"{accelerator.num_processes} x {modelling.device_name(accelerator.device)}",
             precision=precision(accelerator),
         )
+        output.write_status(folder, "finished", state.update)
         print(f"best model, of update {state.best_update}, and its results: {folder}")
         if config.push_to_hub:
             print(
                 f"to upload it: hf upload {config.hub_model_id or folder.resolve().name} {folder}"
             )
-    accelerator.wait_for_everyone()
+
+    on_main_process(accelerator, write)
     accelerator.end_training()
     return results
 
@@ -465,5 +585,5 @@ def launched() -> None:
 
 
 if __name__ == "__main__":
-    with exit_status():
+    with exit_status(), joined(CONFIG.peer_timeout):
         main(CONFIG)

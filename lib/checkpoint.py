@@ -1,37 +1,61 @@
-"""Checkpoints: what training computed, and nothing that follows from the configuration."""
+"""Checkpoints: what training computed, and nothing that follows from the configuration.
+
+A checkpoint is a folder that is complete or does not exist: it is written beside, flushed to the
+disk, described by a manifest (size and SHA-256 of each file), and then renamed. Loading one
+executes nothing: it holds safetensors and JSON, whatever the number of processes and however the
+weights were sharded. Only under DeepSpeed are weights and moments in files of DeepSpeed's own.
+"""
 
 import dataclasses
+import hashlib
 import json
-import os
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 
 from lib.errors import InputError
-from lib.output import CONFIG_FILE, replacing, write_json, writing
+from lib.export import WEIGHTS_FILE, link
+from lib.monitor import Monitor
+from lib.output import beside, discard, move_into_place, remove, write_json, writing
+from lib.processes import on_main_process, together
+from lib.tracking import METRICS_FILE
 
+MANIFEST_FILE = "manifest.json"
 STATE_FILE = "training_state.json"
-WEIGHTS_FILE = "model.safetensors"
+MOMENTS_FILE = "optimizer.safetensors"
 BEST_FILE = "best_model.safetensors"
+FORMAT = 1
+
+# Whole tensors under the names of the parameters, on the main process: the same for one process,
+# for replicas (DDP) and for shards (FSDP), so that a run may go on with any of them.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclasses.dataclass
 class TrainingState:
     """What a run has computed besides weights and moments.
 
-    `update` counts the updates done. `best_score` is that of the metric that chooses, at
-    `best_update`; `num_worse` counts the evaluations since then.
+    `update` counts the updates done, `evaluated` is the last one after which the model was
+    evaluated. `best_score` is that of the metric that chooses, at `best_update`; `num_worse`
+    counts the evaluations since then.
     """
 
     update: int = 0
+    evaluated: int = 0
     best_score: float | None = None
     best_update: int = 0
     num_worse: int = 0
@@ -41,6 +65,7 @@ class TrainingState:
 
         Of equal scores the first is the best.
         """
+        self.evaluated = self.update
         best = self.best_score
         if best is None or (score < best if lower else score > best):
             self.best_score, self.best_update, self.num_worse = score, self.update, 0
@@ -56,123 +81,280 @@ def name_at(
 
     `epoch_{i}` after each epoch and at the end, or `step_{n}` every so many updates.
     """
-    if checkpointing_steps == "epoch":
+    if checkpointing_steps in (None, "epoch"):
         due = update % updates_per_epoch == 0 or update == num_updates
         return f"epoch_{(update - 1) // updates_per_epoch}" if due else None
-    if checkpointing_steps is not None and update % int(checkpointing_steps) == 0:
-        return f"step_{update}"
-    return None
+    return f"step_{update}" if update % int(checkpointing_steps) == 0 else None
 
 
-def save_checkpoint(folder: Path, accelerator: Accelerator, state: TrainingState) -> None:
-    """Write weights, moments, state and the best model so far; complete, or it does not exist.
+class Checkpoints:
+    """Saves what a run has computed, and loads it.
 
-    All processes call this: sharded weights are written by all of them. The best model is the one
-    that `export` left in the parent folder.
+    Args:
+        folder: the output folder.
+        run: what the run is a function of: its configuration, and the content of its data.
+        keep: how many of the newest checkpoints are kept, besides the best; None keeps all.
     """
-    with (
-        replacing(folder, main=accelerator.is_main_process) as beside,
-        writing(folder),
-    ):
-        if accelerator.is_main_process:
-            beside.mkdir()
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(beside))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_json(beside / STATE_FILE, dataclasses.asdict(state))
-            if state.best_update:
-                _link(folder.parent / WEIGHTS_FILE, beside / BEST_FILE)
-    accelerator.wait_for_everyone()
+
+    def __init__(
+        self,
+        folder: Path,
+        run: Mapping[str, Any],
+        *,
+        keep: int | None,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        monitor: Monitor,
+    ) -> None:
+        self.folder = folder
+        self.run = run
+        self.keep = keep
+        self.accelerator = accelerator
+        self.by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.model = accelerator.unwrap_model(model, keep_torch_compile=False)
+        self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.monitor = monitor
+        self.saved: TrainingState | None = None
+
+    def save(self, name: str, state: TrainingState) -> None:
+        """Write a checkpoint, unless one of this state was written or loaded; prune older ones.
+
+        All processes call this.
+
+        Raises:
+            InputError: on all processes, if it cannot be written; those before it stay.
+        """
+        if state == self.saved:
+            return
+        path = self.folder / name
+        contents = {
+            **dataclasses.asdict(state),
+            "monitor": self.monitor.state(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        }
+        tensors = {} if self.by_deepspeed else self._tensors()
+
+        def prepare() -> None:
+            if path.exists() and not (path / MANIFEST_FILE).exists():
+                raise InputError(f"{path} is in the way, and not a checkpoint: move it elsewhere")
+            with writing(path):
+                remove(beside(path))
+                beside(path).mkdir()
+
+        def write() -> None:
+            with writing(path):
+                if self.by_deepspeed:
+                    self.accelerator.save_state(str(beside(path)))
+                for file, parts in tensors.items():
+                    save_file(parts, beside(path) / file)
+
+        def complete() -> None:
+            with writing(path):
+                for file in beside(path).glob("random_states_*.pkl"):
+                    file.unlink()  # DeepSpeed's; generators are seeded anew for each micro-batch
+                write_json(beside(path) / STATE_FILE, contents)
+                if state.best_update:
+                    link(self.folder / WEIGHTS_FILE, beside(path) / BEST_FILE)
+                lines = (self.folder / METRICS_FILE).read_bytes()
+                (beside(path) / METRICS_FILE).write_bytes(lines)
+                manifest = {
+                    "format": FORMAT,
+                    "update": state.update,
+                    "best_update": state.best_update,
+                    "num_processes": self.accelerator.num_processes,
+                    "run": dict(self.run),
+                    "fingerprint": _digest(self.run),
+                    "files": _describe(beside(path)),
+                }
+                write_json(
+                    beside(path) / MANIFEST_FILE, {**manifest, "checksum": _digest(manifest)}
+                )
+                move_into_place(path)
+                self._prune()
+
+        try:
+            on_main_process(self.accelerator, prepare)
+            together(self.accelerator, write)
+            on_main_process(self.accelerator, complete)
+        finally:
+            if self.accelerator.is_main_process:
+                remove(beside(path))
+        self.saved = dataclasses.replace(state)
+
+    def load(self, source: Path) -> TrainingState:
+        """Load a checkpoint that was verified into the model, the optimizer and the monitor.
+
+        Raises:
+            InputError: it is of another model.
+        """
+        contents = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
+        monitored, scaler = contents.pop("monitor"), contents.pop("scaler")
+        try:
+            if self.by_deepspeed:
+                self.accelerator.load_state(str(source))
+                # It counts micro-batches, and this run may accumulate others.
+                self.accelerator.step = 0
+            else:
+                self._load_tensors(source)
+        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"checkpoint {source} does not fit this run: {reason}") from error
+        self.monitor.load(monitored)
+        if self.accelerator.scaler is not None and scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        state = TrainingState(**contents)
+        self.saved = dataclasses.replace(state)
+        return state
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and moments as the files of a checkpoint; empty on other than the main process.
+
+        The learning rates and the like, which the optimizer would save too, follow from the
+        configuration.
+        """
+        whole = get_state_dict(self.model, self.optimizer, options=WHOLE)
+        weights, moments = cast(tuple[dict[str, Any], dict[str, Any]], whole)
+        if not self.accelerator.is_main_process:
+            return {}
+        return {
+            WEIGHTS_FILE: {name: value.contiguous() for name, value in weights.items()},
+            MOMENTS_FILE: {
+                f"{name}.{moment}": value.contiguous()
+                for name, values in moments["state"].items()
+                for moment, value in values.items()
+            },
+        }
+
+    def _load_tensors(self, source: Path) -> None:
+        options = dataclasses.replace(WHOLE, cpu_offload=False)
+        moments: dict[str, Any] = get_optimizer_state_dict(
+            self.model, self.optimizer, options=options
+        )
+        saved = load_file(source / MOMENTS_FILE)
+        moments["state"] = {
+            name: {moment: saved.pop(f"{name}.{moment}") for moment in values}
+            for name, values in moments["state"].items()
+        }
+        if saved:
+            raise ValueError(f"it has moments of weights that are not here: {', '.join(saved)}")
+        weights: dict[str, Any] = load_file(source / WEIGHTS_FILE)
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=weights,
+            optim_state_dict=moments,
+            options=options,
+        )
+
+    def _prune(self) -> None:
+        """Remove all but the newest checkpoints and the best, now that a newer one is in place."""
+        if self.keep is None:
+            return
+        found = sorted(owned(self.folder).items(), key=lambda item: item[1]["update"])
+        best = found[-1][1]["best_update"]
+        for path, manifest in found[: -self.keep]:
+            if manifest["update"] != best:
+                discard(path)
 
 
-def load_checkpoint(folder: Path, accelerator: Accelerator) -> TrainingState:
-    """Load weights and moments into what the accelerator prepared, and return the state.
+def owned(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The checkpoints of this script in an output folder, with their manifests; unverified."""
+    found = {}
+    for path in sorted(folder.glob("*_*")):
+        if re.fullmatch(r"(step|epoch)_\d+", path.name) and (path / MANIFEST_FILE).is_file():
+            try:
+                found[path] = _manifest(path)
+            except InputError:
+                continue  # `newest` tells of it; what cannot be read is left alone
+    return found
+
+
+def newest(folder: Path) -> tuple[tuple[Path, dict[str, Any]] | None, list[str]]:
+    """The newest good checkpoint in an output folder with its manifest, and why not a newer one.
+
+    A folder whose manifest cannot be read has no known age, and is always told of.
+    """
+    candidates = []
+    remarks = []
+    for path in sorted(folder.glob("*_*")):
+        if re.fullmatch(r"(step|epoch)_\d+", path.name) and path.is_dir():
+            try:
+                candidates.append((_manifest(path)["update"], path))
+            except InputError as error:
+                remarks.append(str(error))
+    for _, path in sorted(candidates, reverse=True):
+        try:
+            return (path, verify(path)), remarks
+        except InputError as error:
+            remarks.append(str(error))
+    return None, remarks
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, all of whose files are as they were written.
 
     Raises:
-        InputError: the folder is not a checkpoint of this script, or of another model.
+        InputError: a file is missing, truncated or altered; the message names it.
     """
-    state = read_state(folder)
+    manifest = _manifest(path)
+    for name, expected in manifest["files"].items():
+        file = path / name
+        try:
+            size = file.stat().st_size
+            if size != expected["size"]:
+                raise InputError(
+                    f"checkpoint {path} is damaged: {name} has {size} bytes instead of "
+                    f"{expected['size']}"
+                )
+            if _sha256(file) != expected["sha256"]:
+                raise InputError(
+                    f"checkpoint {path} is damaged: {name} is not what was written (SHA-256)"
+                )
+        except FileNotFoundError as error:
+            raise InputError(f"checkpoint {path} is damaged: {name} is missing") from error
+        except OSError as error:
+            raise InputError(f"checkpoint {path}: {name} cannot be read: {error}") from error
+    return manifest
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST_FILE
     try:
-        accelerator.load_state(str(folder))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        content = json.loads(file.read_text(encoding="utf-8"))
+        checksum = content.pop("checksum")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is no checkpoint of this script: no {MANIFEST_FILE}") from error
+    except OSError as error:
+        raise InputError(f"checkpoint {path} cannot be read: {error}") from error
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"checkpoint {path} is damaged: {MANIFEST_FILE} is altered") from error
+    if checksum != _digest(content):
+        raise InputError(f"checkpoint {path} is damaged: {MANIFEST_FILE} is altered")
+    if content["format"] != FORMAT:
         raise InputError(
-            f"--resume_from_checkpoint {folder} does not fit this run or is damaged: {reason}"
-        ) from error
-    # It counts micro-batches, and the checkpoint may be of a run that accumulated others.
-    accelerator.step = 0
-    return state
+            f"checkpoint {path} has format {content['format']}, this version reads {FORMAT}: go "
+            "on with the version that wrote it"
+        )
+    assert isinstance(content, dict)
+    return content
 
 
-def restore_best(
-    folder: Path,
-    output_folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Put a checkpoint's best model into the output folder, where a resumed run keeps it."""
-    if accelerator.is_main_process and (folder / BEST_FILE).exists():
-        _write_model(output_folder, load_file(folder / BEST_FILE), accelerator, model, tokenizer)
-    accelerator.wait_for_everyone()
+def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
-def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, as files here are replaced and not changed."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def read_state(folder: Path) -> TrainingState:
-    """The state of a checkpoint.
-
-    Raises:
-        InputError: the folder is not a checkpoint of this script.
-    """
-    try:
-        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        return TrainingState(**content)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"--resume_from_checkpoint {folder} is not a checkpoint of this script: it has no "
-            f"readable {STATE_FILE}"
-        ) from error
-
-
-def export(
-    folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Write the model and its tokenizer to `folder`, as `from_pretrained` reads them.
-
-    All processes call this: sharded weights are gathered. Each file is replaced at once.
-    """
-    # Sharded models gather their weights; torch.compile's wrappers would rename them.
-    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    weights = accelerator.get_state_dict(model if sharded else plain)
-    if accelerator.is_main_process:
-        _write_model(folder, weights, accelerator, model, tokenizer)
-    accelerator.wait_for_everyone()
-
-
-def _write_model(
-    folder: Path,
-    weights: Mapping[str, Tensor],
-    accelerator: Accelerator,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-    with writing(folder), tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as beside:
-        plain.save_pretrained(beside, state_dict=dict(weights))
-        tokenizer.save_pretrained(beside)
-        for file in Path(beside).iterdir():
-            # safetensors makes its files private; others may read what may be read in here.
-            shutil.copymode(folder / CONFIG_FILE, file)
-            file.replace(folder / file.name)
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

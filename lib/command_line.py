@@ -14,27 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import FIELDS, TYPES, TrainConfig, check_type
-from lib.errors import InputError, NonFiniteError
+from lib.errors import TRY_AGAIN, InputError, LostProcessError, NonFiniteError, Preempted
 
 BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn the project's own errors into one line and an exit status.
+    """Turn the project's own errors into one line and an exit status, 75 if it was told to stop.
 
     Processes that have met raise the same error, and rank 0 speaks for all. Before that an error
     may be one machine's own, and the first process of each speaks.
     """
     try:
         yield
-    except (InputError, NonFiniteError) as error:
+    except (InputError, NonFiniteError, LostProcessError, Preempted) as error:
         distributed = sys.modules.get("torch.distributed")
         met = distributed is not None and distributed.is_initialized()
-        rank = os.environ.get("RANK", "0") if met else os.environ.get("LOCAL_RANK", "0")
-        if int(rank) <= 0:
-            print(f"train_mrpc.py: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        stopped = isinstance(error, Preempted)
+        rank = os.environ.get("RANK" if met or stopped else "LOCAL_RANK", "0")
+        if int(rank) <= 0 or isinstance(error, LostProcessError):
+            kind = "" if stopped else "error: "
+            print(f"train_mrpc.py: {kind}{error}", file=sys.stderr, flush=True)
+        sys.exit(TRY_AGAIN if stopped else 2 if isinstance(error, InputError) else 1)
 
 
 def hide_token(arguments: list[str]) -> None:

@@ -8,7 +8,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,15 @@ class TrainConfig:
     overwrite_output_dir: bool = False
     """Start anew in a folder that holds another run; replaces only files that this script wrote."""
     checkpointing_steps: str | None = None
-    """Save a checkpoint every N updates (a number), or after each epoch (epoch)."""
+    """Save a checkpoint every N updates (a number) or after each epoch (epoch). Default: epoch."""
+    checkpoints_to_keep: int | None = None
+    """Newest checkpoints to keep, besides the best. Default: all, or 1 without the last flag."""
     resume_from_checkpoint: str | None = None
-    """Go on from this checkpoint folder."""
+    """A checkpoint folder to go on from, or auto: the newest good one of --output_dir (default)."""
     logging_steps: int = 10
     """Updates from one line in metrics.jsonl (and in a log file) to the next."""
+    peer_timeout: float = 120.0
+    """Seconds of silence after which another process of the run counts as lost."""
     dry_run: bool = False
     """Print what the run would do, do one forward and backward pass, and write nothing."""
     config: str | None = None
@@ -287,8 +291,35 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "seed": (0, 2**32 - 1, "it seeds NumPy's generators too"),
     "eval_every": (1, math.inf, "it counts updates"),
     "early_stopping_patience": (1, math.inf, "it counts evaluations"),
+    "checkpoints_to_keep": (1, math.inf, "the newest is always kept"),
     "logging_steps": (1, math.inf, "it counts updates"),
+    "peer_timeout": (5, math.inf, "processes say once a second that they live"),
 }
+
+# Fields that do not decide what a run computes. Rows are known by their content, wherever they lie.
+FREE_TO_CHANGE = {
+    "train_file",
+    "validation_file",
+    "test_file",
+    "dataset_name",
+    "dataset_revision",
+    "dataloader_num_workers",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "output_dir",
+    "checkpointing_steps",
+    "checkpoints_to_keep",
+    "logging_steps",
+    "peer_timeout",
+    "with_tracking",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+}
+
+# Fields that may grow: the run then goes on for longer.
+MAY_GROW = {"num_train_epochs", "max_train_steps"}
 
 FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -344,6 +375,30 @@ def num_warmup_updates(num_warmup_steps: int | None, warmup_ratio: float, num_up
             "run: the learning rate would never reach its peak"
         )
     return num_warmup_steps
+
+
+def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """See that a run with the configuration `now` may go on where one with `before` stopped.
+
+    Args:
+        where: the folder or checkpoint that `before` comes from.
+
+    Raises:
+        InputError: they differ in what decides the result; the message shows each difference.
+    """
+    differences = [
+        f"{name} {before[name]!r} there, {value!r} here"
+        for name, value in now.items()
+        if name in before
+        and name not in FREE_TO_CHANGE
+        and before[name] != value
+        and not (name in MAY_GROW and before[name] and value and value > before[name])
+    ]
+    if differences:
+        raise InputError(
+            f"{where} is of another run: {'; '.join(differences)}. Give the same values, another "
+            "--output_dir, or --overwrite_output_dir to replace that run"
+        )
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}

@@ -14,3 +14,19 @@ class NonFiniteError(RuntimeError):
 
     The script prints it once, and exits with status 1.
     """
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run is gone. The script names it, and exits with status 1."""
+
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, run me again.
+TRY_AGAIN = 75
+
+
+class Preempted(BaseException):
+    """A signal asked the run to end, and it has left everything in order.
+
+    Not an Exception, so that nobody's handler of those takes it. The script says so in one line,
+    and exits with status `TRY_AGAIN`.
+    """

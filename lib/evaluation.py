@@ -1,7 +1,7 @@
 """One pass over a loader: every row's logits exactly once, on any number of processes."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,10 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, loader: Iterable[dict[str, torch.Tensor]], accelerator: Accelerator
+    model: nn.Module,
+    loader: Iterable[dict[str, torch.Tensor]],
+    accelerator: Accelerator,
+    between_batches: Callable[[], None],
 ) -> Predictions:
     """Logits and labels of every row of `loader`, on every process.
 
@@ -39,6 +42,7 @@ def predict(
     model.eval()
     rows, logits, labels = [], [], []
     for batch in loader:
+        between_batches()
         rows.append(batch.pop("row"))
         labels.append(batch.pop("labels"))
         with accelerator.autocast():
@@ -90,9 +94,10 @@ def evaluate(
     loader: Iterable[dict[str, torch.Tensor]],
     accelerator: Accelerator,
     task: Task,
+    between_batches: Callable[[], None],
 ) -> Evaluation:
     """Predict and score a split; the main process computes, all get the result."""
-    predictions = predict(model, loader, accelerator)
+    predictions = predict(model, loader, accelerator, between_batches)
     result = [score(predictions, task) if accelerator.is_main_process else None]
     evaluated: Evaluation = broadcast_object_list(result)[0]
     return evaluated

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -36,6 +37,7 @@ class Monitor:
         self.scaled = accelerator.scaler is not None
         self.fused = getattr(self.optimizer, "defaults", {}).get("fused", False)
         self.loss_sum = torch.zeros((), device=accelerator.device)
+        self.update_loss = torch.zeros((), device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
         # The number of the first update that was not finite, or 0.
         self.first_bad = torch.zeros((), device=accelerator.device)
@@ -43,11 +45,13 @@ class Monitor:
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, summed over its rows."""
-        self.loss_sum += loss.detach()
+        self.update_loss += loss.detach()
 
     def before_update(self, update: int, num_rows: int, grad_norm: Tensor | float | None) -> None:
         """Look at update number `update` (from 1), of `num_rows` rows over all processes."""
         self.num_rows += num_rows
+        self.loss_sum += self.update_loss
+        self.update_loss.zero_()
         # DeepSpeed gives a plain number, and none before its first update.
         self.grad_norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
         bad = ~torch.isfinite(self.loss_sum)
@@ -74,6 +78,19 @@ class Monitor:
                 f"the loss or the gradient of update {update} is not finite; the update was not "
                 f"applied. {self.explain(update)}"
             )
+
+    def state(self) -> dict[str, Any]:
+        """What was summed since the last reading, for a checkpoint; all processes call this."""
+        sums = self.accelerator.gather(self.loss_sum.reshape(1)).tolist()
+        return {"loss_sums": sums, "num_rows": self.num_rows}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, which may be of another number of processes."""
+        sums, process = state["loss_sums"], self.accelerator.process_index
+        if len(sums) != self.accelerator.num_processes:
+            sums = [math.fsum(sums) if number == 0 else 0.0 for number in range(process + 1)]
+        self.loss_sum.fill_(sums[process])
+        self.num_rows = state["num_rows"]
 
     def read(self) -> tuple[float, float | None]:
         """Mean loss over the rows since the last reading, and the last gradient norm.

@@ -16,14 +16,15 @@ from safetensors import SafetensorError
 from lib.errors import InputError
 
 CONFIG_FILE = "config.yaml"
+STATUS_FILE = "status.json"
 RESULT_FILES = ("all_results.json", "manifest.json")
 
 
-def check_free(folder: Path, *, overwrite: bool, resuming: bool) -> None:
-    """Refuse a folder that somebody else uses, or that cannot be written; writes nothing.
+def check_free(folder: Path) -> None:
+    """Refuse a folder with files of somebody else, or that cannot be written; writes nothing.
 
     Raises:
-        InputError: it holds another run or other files, or it cannot be made.
+        InputError: it holds other files than a run's, or it cannot be made.
     """
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -36,12 +37,22 @@ def check_free(folder: Path, *, overwrite: bool, resuming: bool) -> None:
             f"--output_dir {folder} already holds files that are not of a run "
             f"({', '.join(found[:3])}): choose another folder"
         )
-    if found and not (overwrite or resuming):
-        raise InputError(
-            f"--output_dir {folder} already holds a run: choose another folder, go on with "
-            "--resume_from_checkpoint, or replace the files of that run with "
-            "--overwrite_output_dir"
-        )
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run that a folder holds; None if it holds none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {error}; choose another folder") from error
+    return content if isinstance(content, dict) else {}
 
 
 def claim(folder: Path, config: Mapping[str, Any]) -> None:
@@ -55,6 +66,10 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
         # The results of a run that is replaced would look like this run's.
         for name in RESULT_FILES:
             (folder / name).unlink(missing_ok=True)
+        # What a killed process left half written.
+        for pattern in (f".*{WRITING}", f".*{OLD}"):
+            for path in folder.glob(pattern):
+                remove(path)
     write_yaml(folder / CONFIG_FILE, config)
 
 
@@ -95,43 +110,71 @@ def _error_number(error: OSError | SafetensorError | RuntimeError) -> int:
     return int(found[1]) if found else 0
 
 
-@contextlib.contextmanager
-def replacing(path: Path, *, main: bool = True) -> Iterator[Path]:
-    """A name beside `path` to write a file or a folder to; moved into place if all went well.
+# Ends of the names of what is being written, and of what is being replaced or removed.
+WRITING = ".writing"
+OLD = ".old"
 
-    A reader sees the old contents or the new ones, and a run that is killed leaves the old. Where
-    several processes write one folder, only the `main` one clears and moves it.
+
+def beside(path: Path) -> Path:
+    """Where to write what shall get the name `path` when it is complete."""
+    return path.with_name(f".{path.name}{WRITING}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file to; moved into place if all went well.
+
+    A reader sees the old contents or the new ones, also after a power failure.
     """
-    beside = path.with_name(f".{path.name}.writing")
-    if not main:
-        yield beside
-        return
-    _remove(beside)
     with writing(path):
         try:
-            yield beside
-            if beside.is_dir() and path.is_dir():
-                old = path.with_name(f".{path.name}.old")
-                _remove(old)
-                path.rename(old)
-                beside.rename(path)
-                _remove(old)
-            else:
-                beside.replace(path)
+            yield beside(path)
+            move_into_place(path)
         finally:
-            _remove(beside)
+            remove(beside(path))
 
 
-def _remove(path: Path) -> None:
+def move_into_place(path: Path) -> None:
+    """Give what was written beside `path` its name, once all of it is on the disk."""
+    new = beside(path)
+    for part in [*new.rglob("*"), new] if new.is_dir() else [new]:
+        _flush(part)
     if path.is_dir():
+        path.rename(_aside(path))
+    new.replace(path)
+    _flush(path.parent)
+    remove(path.with_name(f".{path.name}{OLD}"))
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder; while it is half removed it does not have its name any more."""
+    remove(folder.rename(_aside(folder)))
+
+
+def _aside(path: Path) -> Path:
+    old = path.with_name(f".{path.name}{OLD}")
+    remove(old)
+    return old
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -140,3 +183,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+def write_status(folder: Path, status: str, update: int) -> None:
+    """Write how the run stands: running, preempted (run it again) or finished.
+
+    For batch scripts, as not every launcher passes an exit status on.
+    """
+    write_json(folder / STATUS_FILE, {"status": status, "update": update})

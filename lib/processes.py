@@ -1,14 +1,17 @@
 """What the processes of one run must agree on: how many they are, and whether they may go on."""
 
 import os
+import signal
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 
-from lib.errors import InputError
+from lib.errors import InputError, Preempted
+from lib.preemption import Signals
 
 Result = TypeVar("Result")
 
@@ -58,6 +61,66 @@ def degradations(accelerator: Accelerator) -> list[str]:
     return lines
 
 
+class Agreement:
+    """Asks, at the same points of all processes, whether one of them was told to stop.
+
+    A point costs one reduction of one number between processors (gloo). On CPUs it is waited for.
+    On accelerators it runs beside the computation and the answer is taken at the next point, so
+    that neither the device waits, nor one process for another.
+
+    Attributes:
+        leave: called on all processes before they stop; returns the words for what it saved.
+    """
+
+    def __init__(self, signals: Signals, accelerator: Accelerator) -> None:
+        self.signals = signals
+        self.accelerator = accelerator
+        self.leave: Callable[[], str] = lambda: "before the first update"
+        self.alone = accelerator.num_processes == 1
+        self.on_tpu = accelerator.distributed_type == DistributedType.XLA
+        self.waits = accelerator.device.type == "cpu"
+        if not self.alone and not self.on_tpu:
+            # A group of its own, so as not to get between the reductions of gradients.
+            self.group = torch.distributed.new_group(backend="gloo")
+        self.flag = torch.zeros(1, dtype=torch.int64)
+        self.work: torch.distributed.Work | None = None
+        self.stopping = False
+
+    def check(self) -> None:
+        """Go on, or leave together.
+
+        Raises:
+            Preempted: on all processes, when one of them was told to stop.
+        """
+        if self.stopping:
+            return  # `leave` comes by here
+        number = self._agreed()
+        if number:
+            self.stopping = True
+            raise Preempted(f"stopped by {signal.Signals(number).name} {self.leave()}")
+
+    def _agreed(self) -> int:
+        """The number of a signal that one of the processes received; 0 for none."""
+        own = int(self.signals.received or 0)
+        if self.alone:
+            return own
+        if self.on_tpu:
+            number = torch.tensor([own], device=self.accelerator.device)
+            return int(self.accelerator.gather(number).max())
+        answer = 0 if self.waits else self._answer()
+        self.flag.fill_(own)
+        self.work = torch.distributed.all_reduce(
+            self.flag, torch.distributed.ReduceOp.MAX, group=self.group, async_op=True
+        )
+        return self._answer() if self.waits else answer
+
+    def _answer(self) -> int:
+        if self.work is None:
+            return 0
+        self.work.wait()
+        return int(self.flag)
+
+
 def together(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Do `work` on every process; what goes wrong on one of them goes wrong on all.
 
@@ -78,6 +141,15 @@ def together(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     return result
 
 
+def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result | None:
+    """Do `work` on the main process, whose result it gets; the others wait and get None.
+
+    Raises:
+        InputError: as `together`.
+    """
+    return together(accelerator, lambda: work() if accelerator.is_main_process else None)
+
+
 def once_per_machine(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Let one process of each machine do `work` and fill the caches, then the others.
 
@@ -89,3 +161,9 @@ def once_per_machine(accelerator: Accelerator, work: Callable[[], Result]) -> Re
     done = others if result is None else result
     assert done is not None
     return done
+
+
+def restarted() -> bool:
+    """Whether torchrun or Slurm started this run again, with the command line of the first time."""
+    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name, "0")) > 0 for name in names)

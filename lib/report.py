@@ -57,7 +57,7 @@ def write_predictions(
                 line["label"] = names[int(labels[row])] if names else float(labels[row])
             yield json.dumps(line, ensure_ascii=False) + "\n"
 
-    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
         file.writelines(lines())
 
 

@@ -1,7 +1,6 @@
 """What a run says of itself: metrics.jsonl (the truth), the trackers, and the terminal."""
 
 import json
-import math
 import netrc
 import os
 import sys
@@ -73,33 +72,24 @@ def _has_wandb_key() -> bool:
 class MetricsLog:
     """Appends a line to metrics.jsonl for each logged update and each evaluation.
 
-    Lines hold `update`, `epoch` and the figures. Those after the update that a run resumes at are
-    dropped first: they come again. Only the main process writes.
+    Lines hold `update`, `epoch` and the figures. Only the main process writes.
+
+    Args:
+        source: the lines up to where a run goes on, which a checkpoint holds; None starts anew.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, *, update: int) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, *, source: Path | None) -> None:
         self.path = folder / METRICS_FILE
         self.accelerator = accelerator
         if accelerator.is_main_process:
-            kept = [line for line in self._lines() if _update_of(line) <= update]
-            write_text(self.path, "".join(f"{line}\n" for line in kept))
-
-    def _lines(self) -> list[str]:
-        return self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+            lines = "" if source is None else (source / METRICS_FILE).read_text(encoding="utf-8")
+            write_text(self.path, lines)
 
     def write(self, update: int, values: Mapping[str, float | None]) -> None:
         if self.accelerator.is_main_process:
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"update": update, **values}) + "\n")
         self.accelerator.log({name: v for name, v in values.items() if v is not None}, step=update)
-
-
-def _update_of(line: str) -> float:
-    """The update of a line of metrics.jsonl; infinite for one that a killed run left half."""
-    try:
-        return float(json.loads(line)["update"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 class Speed:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,73 @@ def run_script(
         timeout=400,
         check=False,
     )
+
+
+def start_script(
+    arguments: Sequence[str], *, num_processes: int = 1, log: Path, options: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Start the script in a process group of its own, with all that it prints in `log`."""
+    command = [sys.executable, "-u", str(SCRIPT), *arguments]
+    environment = dict(os.environ)
+    if num_processes > 1:
+        command = [*torchrun(num_processes), *options, str(SCRIPT), *arguments]
+        environment["ACCELERATE_USE_CPU"] = "true"
+        environment["PYTHONUNBUFFERED"] = "1"
+    with log.open("a") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 120.0) -> Any:
+    """What `condition` returns, as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.005)
+    return found
+
+
+def workers(launcher: int) -> list[int]:
+    """The training processes that a launcher started, by rank."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ranks = [int(value[5:]) for value in variables if value.startswith(b"RANK=")]
+        if parent == launcher and ranks:
+            found[ranks[0]] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+CLOCKS = ("examples_per_second", "tokens_per_second")
+
+
+def assert_same_run(one: Path, other: Path, checkpoint: str) -> None:
+    """Two output folders hold the same bits: weights, moments, log but for clocks, predictions."""
+    for name in ("model.safetensors", f"{checkpoint}/model.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("optimizer.safetensors", "best_model.safetensors"):
+        first, second = (folder / checkpoint / name for folder in (one, other))
+        assert first.read_bytes() == second.read_bytes(), name
+    lines = [
+        [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(folder)]
+        for folder in (one, other)
+    ]
+    assert lines[0] == lines[1]
+    for path in sorted((one / "predictions").iterdir()):
+        assert path.read_bytes() == (other / "predictions" / path.name).read_bytes(), path.name
 
 
 def torchrun(num_processes: int) -> list[str]:

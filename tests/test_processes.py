@@ -90,14 +90,23 @@ def predictions(folder, split):
     return [json.loads(line) for line in lines]
 
 
-def test_a_checkpoint_of_two_processes_goes_on_with_one(flags, runs, run_on, tmp_path):
-    first = [*flags, f"--output_dir={tmp_path / 'two'}", "--checkpointing_steps=3"]
-    run_on(2, first)
-    resume = f"--resume_from_checkpoint={tmp_path / 'two' / 'step_3'}"
-    output = [f"--output_dir={tmp_path / 'one'}", "--checkpointing_steps=epoch"]
-    main(parse_arguments([*flags, *output, resume]))
-    weights = [read_weights(folder / "epoch_0") for folder in (tmp_path / "one", runs / "1x1")]
-    assert difference(*weights) < 1e-6
+def test_a_run_goes_on_with_another_number_of_processes(flags, runs, run_on, tmp_path):
+    """The same batches and learning rates, update by update, and the same weights."""
+
+    def arguments(name, *more):
+        return [*flags, f"--output_dir={tmp_path / name}", *more]
+
+    every = "--checkpointing_steps=3"
+    main(parse_arguments(arguments("one", every)))
+    run_on(2, arguments("two", every))
+    source = {
+        name: f"--resume_from_checkpoint={tmp_path / name / 'step_3'}" for name in ("one", "two")
+    }
+    main(parse_arguments(arguments("2 to 1", "--checkpointing_steps=epoch", source["two"])))
+    for number in (2, 3):
+        run_on(number, arguments(f"1 to {number}", "--checkpointing_steps=epoch", source["one"]))
+    for name in ("2 to 1", "1 to 2", "1 to 3"):
+        assert_same_course(tmp_path / name, runs / "1x1")
 
 
 def test_rows_are_tokenised_once_for_both_processes(flags, tmp_path):

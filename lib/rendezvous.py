@@ -1,0 +1,178 @@
+"""How the processes of a run meet, and how they notice that one of them is gone."""
+
+import contextlib
+import datetime
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed
+from accelerate.utils import is_torch_xla_available
+from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from lib.errors import LostProcessError, NonFiniteError
+
+# A process says this often that it lives.
+BEAT_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def joined(peer_timeout: float) -> Iterator[None]:
+    """Form the group of the processes that a launcher started, if this one is not alone.
+
+    Accelerate would form it too, but two things need it formed here. Restarted processes must not
+    read the addresses of the last attempt, so each attempt has its own names in the store. And a
+    process that is cut off says nothing, for half an hour with PyTorch's time-out: the heartbeat
+    names it.
+
+    Args:
+        peer_timeout: seconds without a sign of life after which a process counts as lost.
+
+    Raises:
+        LostProcessError: the work failed because another process is gone.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes == 1 or "RANK" not in os.environ or is_torch_xla_available():
+        yield
+        return
+    rank = int(os.environ["RANK"])
+    attempt = f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    # Under torchrun and accelerate launch their agent keeps the store.
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = _connect(keep=rank == 0 and not agents)
+    torch.distributed.init_process_group(
+        _backend(), store=PrefixStore(attempt, store), rank=rank, world_size=num_processes
+    )
+    # A connection of its own: one that waits for a key would keep the other from beating.
+    heart = _connect(timeout=peer_timeout)
+    heartbeat = Heartbeat(
+        PrefixStore(f"{attempt}_heartbeat", heart), rank, num_processes, peer_timeout
+    )
+    try:
+        yield
+    except NonFiniteError:
+        raise
+    except RuntimeError as error:
+        lost = heartbeat.lost()
+        if not lost and not heartbeat.over():
+            raise
+        if not lost or rank != heartbeat.first_alive():
+            sys.exit(1)  # another process has said why it ended, or says who is lost
+        raise LostProcessError(lost_message(lost)) from error
+    finally:
+        heartbeat.close()
+
+
+def _connect(*, keep: bool = False, timeout: float = 300.0) -> TCPStore:
+    """Connect to the store of the run; `keep` it in this process."""
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=keep,
+        wait_for_workers=False,
+        timeout=datetime.timedelta(seconds=timeout),
+    )
+
+
+def _backend() -> str:
+    """gloo between processors, and the device's own between devices: NCCL for CUDA."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "y")
+    if device is None or on_cpu:
+        return "gloo"
+    return f"cpu:gloo,{device.type}:{torch.distributed.get_default_backend_for_device(device)}"
+
+
+class Heartbeat:
+    """A thread that tells the others that this process lives, and watches whether they do.
+
+    A process that waits for a lost one in a reduction cannot be woken, so when one is silent for
+    `peer_timeout` seconds the thread says which, and ends this process with status 1.
+    """
+
+    def __init__(self, store: Store, rank: int, num_processes: int, peer_timeout: float) -> None:
+        self.store = store
+        self.rank = rank
+        self.num_processes = num_processes
+        self.peer_timeout = peer_timeout
+        self.stopped = threading.Event()
+        self.store_lost = False
+        # For each process: what it last said, and when that was new.
+        self.seen = {other: ("", time.monotonic()) for other in range(num_processes)}
+        self.names = {other: f"rank {other}" for other in range(num_processes)}
+        store.set(f"host_{rank}", socket.gethostname())
+        self.thread = threading.Thread(target=self._watch, daemon=True, name="heartbeat")
+        self.thread.start()
+
+    def close(self) -> None:
+        """The run is over, and from now on silence is no loss."""
+        self.stopped.set()
+        self.thread.join()
+        # The process that keeps the store may have left first.
+        with contextlib.suppress(DistError):
+            self.store.set(f"beat_{self.rank}", "over")
+
+    def silent(self, seconds: float) -> list[int]:
+        """Ranks that have said nothing new for so long, and had not finished."""
+        now = time.monotonic()
+        silent = [
+            other
+            for other, (said, since) in self.seen.items()
+            if other != self.rank and said != "over" and now - since > seconds
+        ]
+        # Without the store nobody is heard. It is kept by rank 0, or by a launcher beside it.
+        return silent[:1] if self.store_lost else silent
+
+    def lost(self) -> list[str]:
+        """After a reduction failed: names of the processes that are gone, if any is."""
+        time.sleep(4 * BEAT_SECONDS)
+        return [self.names[other] for other in self.silent(3 * BEAT_SECONDS)]
+
+    def over(self) -> bool:
+        """Whether a process has ended in order."""
+        return any(said == "over" for said, _ in self.seen.values())
+
+    def first_alive(self) -> int:
+        """The lowest rank that still beats."""
+        silent = self.silent(3 * BEAT_SECONDS)
+        return min(rank for rank in self.seen if rank not in silent)
+
+    def _watch(self) -> None:
+        number = 0
+        while not self.stopped.wait(BEAT_SECONDS):
+            number += 1
+            try:
+                self.store.set(f"beat_{self.rank}", str(number))
+                self._listen()
+            except DistError:
+                self.store_lost = True
+            silent = self.silent(self.peer_timeout)
+            if silent:
+                message = lost_message([self.names[other] for other in silent])
+                print(
+                    f"train_mrpc.py: error: {message} (silent for {self.peer_timeout:g} s)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)
+
+    def _listen(self) -> None:
+        for other in range(self.num_processes):
+            if not self.store.check([f"beat_{other}"]):
+                continue
+            said = self.store.get(f"beat_{other}").decode()
+            if said != self.seen[other][0]:
+                self.seen[other] = (said, time.monotonic())
+                host = self.store.get(f"host_{other}").decode()
+                self.names[other] = f"rank {other} ({host})"
+
+
+def lost_message(names: list[str]) -> str:
+    return (
+        f"lost {', '.join(names)}: killed, out of memory, or cut off; run the same command again "
+        "and it goes on from the newest checkpoint"
+    )

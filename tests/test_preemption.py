@@ -1,0 +1,175 @@
+"""Signals to real processes, at any moment; and processes that are killed without a word."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+from conftest import assert_same_run, run_script, start_script, wait_for, workers
+
+NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "4"))
+
+
+@pytest.fixture(scope="module")
+def long_flags(flags, dropout_bert):
+    """Some seconds of training with dropout, over many epochs and evaluations."""
+    return [
+        *flags,
+        f"--model_name_or_path={dropout_bert}",
+        "--num_train_epochs=60",
+        "--eval_every=30",
+        "--checkpointing_steps=30",
+        "--checkpoints_to_keep=1",
+        "--logging_steps=4",
+        "--per_device_eval_batch_size=2",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(long_flags, tmp_path_factory):
+    """The same runs undisturbed, made when they are asked for: (processes, accumulation)."""
+    made = {}
+
+    def folder(num_processes, accumulation):
+        key = (num_processes, accumulation)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole")
+            arguments = arguments_of(long_flags, made[key], accumulation)
+            done = run_script(arguments, num_processes=num_processes)
+            assert done.returncode == 0, done.stderr
+        return made[key]
+
+    return folder
+
+
+def arguments_of(long_flags, folder, accumulation=1):
+    return [
+        *long_flags,
+        f"--output_dir={folder}",
+        f"--gradient_accumulation_steps={accumulation}",
+    ]
+
+
+def last_update(folder):
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["update"] if lines else 0
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def status(folder):
+    return json.loads((folder / "status.json").read_text())
+
+
+def evaluating(folder):
+    """Whether the last line is that of an update after which an evaluation is due."""
+    return last_update(folder) > 0 and last_update(folder) % 60 == 0
+
+
+MOMENTS = {
+    "start-up": lambda folder: True,
+    "training": lambda folder: last_update(folder) > 40,
+    "evaluation": evaluating,
+    "writing": lambda folder: any(folder.glob(".step_*.writing")),
+}
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS))
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_in_order_and_the_same_command_goes_on(
+    long_flags, whole, tmp_path, moment, name
+):
+    folder, log = tmp_path / "out", tmp_path / "log"
+    arguments = arguments_of(long_flags, folder)
+    process = start_script(arguments, log=log)
+    if moment == "start-up":
+        time.sleep(1)
+    wait_for(lambda: MOMENTS[moment](folder))
+    for _ in range(3):  # the second and the third change nothing
+        process.send_signal(signal.Signals[name])
+        time.sleep(0.01)
+    assert process.wait(60) == 75
+    printed = log.read_text()
+    assert printed.count("stopped by") == 1
+    assert f"stopped by {name}" in printed
+    assert "Traceback" not in printed
+    if moment == "start-up":
+        assert not folder.exists()
+    else:
+        stopped = status(folder)
+        assert stopped["status"] == "preempted"
+        assert f"after update {stopped['update']} of 420" in printed
+        assert (folder / f"step_{stopped['update']}" / "manifest.json").exists()
+    assert run_script(arguments).returncode == 0
+    assert_same_run(folder, whole(1, 1), "step_420")
+
+
+@pytest.mark.parametrize("who", ["rank 0", "rank 1", "all", "launcher"])
+def test_a_signal_to_one_of_two_processes_stops_both(long_flags, whole, tmp_path, who):
+    folder, log = tmp_path / "out", tmp_path / "log"
+    arguments = arguments_of(long_flags, folder, accumulation=2)
+    launcher = start_script(arguments, num_processes=2, log=log)
+    wait_for(lambda: last_update(folder) > 40)
+    ranks = workers(launcher.pid)
+    assert len(ranks) == 2
+    told = {"rank 0": ranks[:1], "rank 1": ranks[1:], "all": ranks, "launcher": [launcher.pid]}
+    for pid in told[who]:
+        os.kill(pid, signal.SIGTERM)
+    assert launcher.wait(60) != 0
+    printed = log.read_text()
+    assert printed.count("train_mrpc.py: stopped by SIGTERM after update") == 1
+    assert status(folder)["status"] == "preempted"
+    assert run_script(arguments, num_processes=2).returncode == 0
+    assert_same_run(folder, whole(2, 2), "step_420")
+
+
+def test_a_signal_to_one_process_while_it_starts(long_flags, tmp_path):
+    folder, log = tmp_path / "out", tmp_path / "log"
+    launcher = start_script(arguments_of(long_flags, folder), num_processes=2, log=log)
+    ranks = wait_for(lambda: found if len(found := workers(launcher.pid)) == 2 else None)
+    time.sleep(1)
+    os.kill(ranks[1], signal.SIGUSR1)
+    assert launcher.wait(60) != 0
+    assert log.read_text().count("stopped by SIGUSR1 before the first update") == 1
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_killed_anywhere_the_result_is_the_same(
+    long_flags, whole, tmp_path, num_processes, accumulation
+):
+    """SIGKILL to all processes at random moments; then the same command until it is done."""
+    folder, log = tmp_path / "out", tmp_path / "log"
+    arguments = arguments_of(long_flags, folder, accumulation)
+    moments = random.Random(f"{num_processes} {accumulation}")
+    for _ in range(NUM_KILLS):
+        process = start_script(arguments, num_processes=num_processes, log=log)
+        before = last_update(folder)
+        # Starting up takes seconds, in which there is little to lose: wait until it trains.
+        wait_for(lambda: last_update(folder) != before or process.poll() is not None)  # noqa: B023
+        time.sleep(moments.uniform(0, 1.5))
+        kill_all(process, num_processes)
+    done = run_script(arguments, num_processes=num_processes)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(folder, whole(num_processes, accumulation), "step_420")
+    assert not list(folder.glob(".*")), "nothing half written is left"
+
+
+def kill_all(process, num_processes):
+    """As a power failure does: nobody has time for a word."""
+    pids = workers(process.pid) if num_processes > 1 else []
+    for pid in [process.pid, *pids]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait(10)
+    wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
