@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 from tqdm import tqdm
 
 from lib.errors import InputError
-from lib.output import write_text, writing
+from lib.output import replacing, writing
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -82,8 +82,8 @@ class MetricsLog:
         self.path = folder / METRICS_FILE
         self.accelerator = accelerator
         if accelerator.is_main_process:
-            lines = "" if source is None else (source / METRICS_FILE).read_text(encoding="utf-8")
-            write_text(self.path, lines)
+            with replacing(self.path) as new:
+                new.write_bytes(b"" if source is None else (source / METRICS_FILE).read_bytes())
 
     def write(self, update: int, values: Mapping[str, float | None]) -> None:
         if self.accelerator.is_main_process:
