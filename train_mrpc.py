@@ -15,16 +15,20 @@ An `update` is one step of the optimizer; its rows, over all processes, are the 
 import os
 import sys
 
-from lib import hub
-from lib.command_line import exit_status, hide_token, parse_arguments
-from lib.config import TrainConfig, check_same_run, num_warmup_updates, resolve_batch_sizes
 from lib.preemption import Signals
 
 SIGNALS = Signals()
 
 if __name__ == "__main__":
-    # Before the seconds that the imports below take, and before they look for the hub.
+    # First of all, as a run may be told to stop while it starts.
     SIGNALS.listen(at_once=os.environ.get("WORLD_SIZE", "1") == "1")
+
+from lib import hub
+from lib.command_line import exit_status, hide_token, parse_arguments
+from lib.config import TrainConfig, check_same_run, num_warmup_updates, resolve_batch_sizes
+
+if __name__ == "__main__":
+    # Before the seconds that the imports below take, and before they look for the hub.
     with exit_status():
         CONFIG = parse_arguments(sys.argv[1:])
         hide_token(sys.argv)

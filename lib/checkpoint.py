@@ -202,16 +202,9 @@ class Checkpoints:
             if state.best_update:
                 with safe_open(source / BEST_FILE, framework="pt"):
                     pass  # `export.restore` will take it as it is
-        except (
-            OSError,
-            LookupError,
-            TypeError,
-            RuntimeError,
-            ValueError,
-            SafetensorError,
-        ):
-            reason = " ".join(str(why).split())[:200]
-            raise InputError(f"checkpoint {source} does not fit this run: {reason}") from why
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as bad:
+            reason = " ".join(str(bad).split())[:200]
+            raise InputError(f"checkpoint {source} does not fit this run: {reason}") from bad
         self.monitor.load(monitored)
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)

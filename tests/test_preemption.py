@@ -69,6 +69,13 @@ def evaluating(folder):
     return last_update(folder) > 0 and last_update(folder) % 60 == 0
 
 
+def listens(pid):
+    """Whether the process has taken SIGUSR1 over: until then it would die of it."""
+    with open(f"/proc/{pid}/status") as file:
+        caught = next(line for line in file if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGUSR1 - 1))
+
+
 MOMENTS = {
     "start-up": lambda folder: True,
     "training": lambda folder: last_update(folder) > 40,
@@ -85,8 +92,7 @@ def test_a_signal_ends_in_order_and_the_same_command_goes_on(
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = arguments_of(long_flags, folder)
     process = start_script(arguments, log=log)
-    if moment == "start-up":
-        time.sleep(1)
+    wait_for(lambda: listens(process.pid))
     wait_for(lambda: MOMENTS[moment](folder))
     for _ in range(3):  # the second and the third change nothing
         process.send_signal(signal.Signals[name])
@@ -130,7 +136,7 @@ def test_a_signal_to_one_process_while_it_starts(long_flags, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
     launcher = start_script(arguments_of(long_flags, folder), num_processes=2, log=log)
     ranks = wait_for(lambda: found if len(found := workers(launcher.pid)) == 2 else None)
-    time.sleep(1)
+    wait_for(lambda: listens(ranks[1]))
     os.kill(ranks[1], signal.SIGUSR1)
     assert launcher.wait(60) != 0
     assert log.read_text().count("stopped by SIGUSR1 before the first update") == 1
