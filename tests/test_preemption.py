@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import assert_same_run, run_script, start_script, wait_for, workers
 
-NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "4"))
+NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def long_flags(flags, dropout_bert):
     return [
         *flags,
         f"--model_name_or_path={dropout_bert}",
-        "--num_train_epochs=60",
+        "--num_train_epochs=30",
         "--eval_every=30",
         "--checkpointing_steps=30",
         "--checkpoints_to_keep=1",
@@ -78,14 +78,16 @@ def listens(pid):
 
 MOMENTS = {
     "start-up": lambda folder: True,
-    "training": lambda folder: last_update(folder) > 40,
+    "training": lambda folder: last_update(folder) > 20,
     "evaluation": evaluating,
     "writing": lambda folder: any(folder.glob(".step_*.writing")),
 }
 
 
-@pytest.mark.parametrize("moment", list(MOMENTS))
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [*(("SIGTERM", moment) for moment in MOMENTS), ("SIGINT", "training"), ("SIGUSR1", "training")],
+)
 def test_a_signal_ends_in_order_and_the_same_command_goes_on(
     long_flags, whole, tmp_path, moment, name
 ):
@@ -107,21 +109,21 @@ def test_a_signal_ends_in_order_and_the_same_command_goes_on(
     else:
         stopped = status(folder)
         assert stopped["status"] == "preempted"
-        assert f"after update {stopped['update']} of 420" in printed
+        assert f"after update {stopped['update']} of 210" in printed
         assert (folder / f"step_{stopped['update']}" / "manifest.json").exists()
     assert run_script(arguments).returncode == 0
-    assert_same_run(folder, whole(1, 1), "step_420")
+    assert_same_run(folder, whole(1, 1), "step_210")
 
 
-@pytest.mark.parametrize("who", ["rank 0", "rank 1", "all", "launcher"])
+@pytest.mark.parametrize("who", ["rank 1", "all", "launcher"])
 def test_a_signal_to_one_of_two_processes_stops_both(long_flags, whole, tmp_path, who):
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = arguments_of(long_flags, folder, accumulation=2)
     launcher = start_script(arguments, num_processes=2, log=log)
-    wait_for(lambda: last_update(folder) > 40)
+    wait_for(lambda: last_update(folder) > 20)
     ranks = workers(launcher.pid)
     assert len(ranks) == 2
-    told = {"rank 0": ranks[:1], "rank 1": ranks[1:], "all": ranks, "launcher": [launcher.pid]}
+    told = {"rank 1": ranks[1:], "all": ranks, "launcher": [launcher.pid]}
     for pid in told[who]:
         os.kill(pid, signal.SIGTERM)
     assert launcher.wait(60) != 0
@@ -129,7 +131,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(long_flags, whole, tmp_path
     assert printed.count("train_mrpc.py: stopped by SIGTERM after update") == 1
     assert status(folder)["status"] == "preempted"
     assert run_script(arguments, num_processes=2).returncode == 0
-    assert_same_run(folder, whole(2, 2), "step_420")
+    assert_same_run(folder, whole(2, 2), "step_210")
 
 
 def test_a_signal_to_one_process_while_it_starts(long_flags, tmp_path):
@@ -160,7 +162,7 @@ def test_killed_anywhere_the_result_is_the_same(
         kill_all(process, num_processes)
     done = run_script(arguments, num_processes=num_processes)
     assert done.returncode == 0, done.stderr
-    assert_same_run(folder, whole(num_processes, accumulation), "step_420")
+    assert_same_run(folder, whole(num_processes, accumulation), "step_210")
     assert not list(folder.glob(".*")), "nothing half written is left"
 
 
