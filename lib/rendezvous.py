@@ -88,10 +88,11 @@ def _backend() -> str:
 
 
 class Heartbeat:
-    """A thread that tells the others that this process lives, and watches whether they do.
+    """Tells the others that this process lives, and watches whether they do.
 
     A process that waits for a lost one in a reduction cannot be woken, so when one is silent for
-    `peer_timeout` seconds the thread says which, and ends this process with status 1.
+    `peer_timeout` seconds a thread says which, and ends this process with status 1. Another thread
+    talks to the store, where it may wait for ever if the link is cut.
     """
 
     def __init__(self, store: Store, rank: int, num_processes: int, peer_timeout: float) -> None:
@@ -100,18 +101,21 @@ class Heartbeat:
         self.num_processes = num_processes
         self.peer_timeout = peer_timeout
         self.stopped = threading.Event()
-        self.store_lost = False
         # For each process: what it last said, and when that was new.
         self.seen = {other: ("", time.monotonic()) for other in range(num_processes)}
+        self.store_answered = time.monotonic()
         self.names = {other: f"rank {other}" for other in range(num_processes)}
         store.set(f"host_{rank}", socket.gethostname())
-        self.thread = threading.Thread(target=self._watch, daemon=True, name="heartbeat")
-        self.thread.start()
+        self.beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        self.beating.start()
+        threading.Thread(target=self._watch, daemon=True, name="watch").start()
 
     def close(self) -> None:
         """The run is over, and from now on silence is no loss."""
         self.stopped.set()
-        self.thread.join()
+        self.beating.join(4 * BEAT_SECONDS)
+        if self.beating.is_alive():
+            return  # the store does not answer
         # The process that keeps the store may have left first.
         with contextlib.suppress(DistError):
             self.store.set(f"beat_{self.rank}", "over")
@@ -125,7 +129,7 @@ class Heartbeat:
             if other != self.rank and said != "over" and now - since > seconds
         ]
         # Without the store nobody is heard. It is kept by rank 0, or by a launcher beside it.
-        return silent[:1] if self.store_lost else silent
+        return silent[:1] if now - self.store_answered > seconds else silent
 
     def lost(self) -> list[str]:
         """After a reduction failed: names of the processes that are gone, if any is."""
@@ -141,15 +145,18 @@ class Heartbeat:
         silent = self.silent(3 * BEAT_SECONDS)
         return min(rank for rank in self.seen if rank not in silent)
 
-    def _watch(self) -> None:
+    def _beat(self) -> None:
         number = 0
         while not self.stopped.wait(BEAT_SECONDS):
             number += 1
-            try:
+            # `store_answered` tells how long it has failed.
+            with contextlib.suppress(DistError):
                 self.store.set(f"beat_{self.rank}", str(number))
                 self._listen()
-            except DistError:
-                self.store_lost = True
+                self.store_answered = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self.stopped.wait(BEAT_SECONDS):
             silent = self.silent(self.peer_timeout)
             if silent:
                 message = lost_message([self.names[other] for other in silent])

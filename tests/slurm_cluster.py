@@ -47,8 +47,8 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 NodeName=node1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=4 Gres=gpu:1
 NodeName=node2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=4 Gres=gpu:1
-PartitionName=low Nodes=node1,node2 Default=YES PriorityTier=1 GraceTime=5 MaxTime=60
-PartitionName=high Nodes=node1,node2 PriorityTier=10 MaxTime=60
+PartitionName=low Nodes=node1,node2 Default=YES PriorityTier=1 GraceTime=5
+PartitionName=high Nodes=node1,node2 PriorityTier=10
 """
 
 

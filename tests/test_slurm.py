@@ -23,7 +23,7 @@ def long_flags(flags, dropout_bert):
     return [
         *flags,
         f"--model_name_or_path={dropout_bert}",
-        "--num_train_epochs=120",
+        "--num_train_epochs=60",
         "--eval_every=60",
         "--checkpointing_steps=60",
         "--checkpoints_to_keep=1",
@@ -64,7 +64,7 @@ def training(folder, number=20):
 def assert_finished(cluster, number, folder, reference):
     cluster.wait(number, "COMPLETED")
     assert status(folder)["status"] == "finished"
-    assert_same_run(folder, reference, "step_840")
+    assert_same_run(folder, reference, "step_420")
     assert not cluster.leftovers(number)
 
 
