@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from lib.tasks import IGNORED
+
 Rows = list[int]
 
 # Global batches within whose rows are sorted by length. Fewer leave more padding; more leave
 # less chance in who meets whom. At 50, MRPC at 32 rows pads 1% to 2% of its tokens.
 WINDOW = 50
-
-# The label of a row that fills up a micro-batch: no loss, no gradient, no metric.
-IGNORED = -100
 
 
 def global_batches(

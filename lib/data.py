@@ -13,10 +13,9 @@ import datasets
 import pyarrow
 from transformers import PreTrainedTokenizerBase
 
-from lib.batching import IGNORED
 from lib.errors import InputError
 from lib.hub import REMEDY
-from lib.tasks import TASKS, Task, task_of_files
+from lib.tasks import IGNORED, TASKS, Task, task_of_files
 
 Row = dict[str, Any]
 Rows: TypeAlias = datasets.Dataset

@@ -7,10 +7,11 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lib.batching import IGNORED, PaddedBatches, Rows, padding_share
+from lib.batching import PaddedBatches, Rows, padding_share
 from lib.data import Splits, model_columns, row_lengths
 from lib.model import device_name, loss_sum
 from lib.processes import precision
+from lib.tasks import IGNORED
 
 
 def describe(

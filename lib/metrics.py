@@ -13,7 +13,7 @@ import scipy.stats
 import sklearn.metrics
 from numpy.typing import NDArray
 
-from lib.batching import IGNORED
+from lib.tasks import IGNORED
 
 if TYPE_CHECKING:
     import evaluate

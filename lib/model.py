@@ -16,9 +16,9 @@ from transformers import (
     get_scheduler,
 )
 
-from lib.batching import IGNORED
 from lib.errors import InputError
 from lib.hub import REMEDY
+from lib.tasks import IGNORED
 
 
 def load_tokenizer(

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# The label of a row that has none, or that fills up a micro-batch: no loss, no gradient, no metric.
+IGNORED = -100
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:

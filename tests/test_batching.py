@@ -6,7 +6,6 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from lib.batching import (
-    IGNORED,
     MicroBatches,
     collator,
     dropout_seed,
@@ -15,6 +14,7 @@ from lib.batching import (
     padding_share,
 )
 from lib.demo import MODEL_DIR
+from lib.tasks import IGNORED
 
 LENGTHS = np.random.default_rng(0).integers(8, 100, size=3668).tolist()
 

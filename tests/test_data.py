@@ -5,11 +5,10 @@ import pytest
 from conftest import write_csv
 from transformers import AutoTokenizer
 
-from lib.batching import IGNORED
 from lib.data import load_files, load_splits, model_columns, row_lengths, tokenise
 from lib.demo import MODEL_DIR
 from lib.errors import InputError
-from lib.tasks import TASKS
+from lib.tasks import IGNORED, TASKS
 
 ROWS = [
     {"sentence1": "a b", "sentence2": "c, d", "label": 1},

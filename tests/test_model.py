@@ -6,7 +6,6 @@ import torch
 from conftest import save_tiny_bert
 from torch.nn.functional import cross_entropy, mse_loss
 
-from lib.batching import IGNORED
 from lib.errors import InputError
 from lib.model import (
     encoder_layers,
@@ -18,6 +17,7 @@ from lib.model import (
     parameter_groups,
     set_update,
 )
+from lib.tasks import IGNORED
 
 
 def load(folder, **changes):

@@ -1,0 +1,516 @@
+import html.parser
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+from conftest import ROOT
+
+from lib import metrics
+from lib.command_line import parse_arguments
+from lib.compare import main
+from lib.report import write_predictions
+from lib.significance import (
+    compare,
+    resampled_scores,
+    score_covariances,
+    standard_error_of_share,
+    summarise,
+)
+from lib.tasks import TASKS
+from train_mrpc import main as train
+
+LABELS = np.array([1, 1, 1, 0, 0, 1, 1, 1, 0, 0])
+
+
+def wrong_in(*rows, labels=LABELS):
+    """Predictions that are right but for some rows."""
+    predictions = labels.copy()
+    predictions[list(rows)] = 1 - predictions[list(rows)]
+    return predictions
+
+
+def make_run(folder, predictions, *, labels=LABELS, seed=0, fingerprint="f" * 64, **config):
+    """The files of a finished run that are read, as a run writes them."""
+    (folder / "predictions").mkdir(parents=True)
+    config = {"task_name": "mrpc", "max_predict_samples": None, "seed": seed, **config}
+    task = TASKS[config["task_name"]]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    results = metrics.compute(task.metrics, predictions, labels)
+    results |= {"loss": 1 - results[task.metrics[0]], "num_rows": len(labels)}
+    results[f"{task.metrics[0]}_ci95"] = [0.1, 0.9]
+    if task.labels and np.ptp(predictions) == 0:
+        results["collapsed_to"] = task.labels[predictions[0]]
+    results = {f"eval_{name}": value for name, value in results.items()}
+    (folder / "all_results.json").write_text(json.dumps(results))
+    manifest = {"data_fingerprint": fingerprint, "train_examples_per_second": 10.0 + seed}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    logits = predictions[:, None].astype(float)
+    if task.labels:
+        # Probabilities that differ from seed to seed, as those of runs do.
+        logits = np.eye(len(task.labels))[predictions] * (1 + 0.01 * seed)
+    write_predictions(
+        folder / "predictions" / f"{task.validation[0]}.jsonl", logits, labels, task.labels
+    )
+    return str(folder)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Three runs with accuracies of 0.9, 0.8 and 0.7."""
+    wrong = ([0], [0, 3], [0, 3, 5])
+    return [
+        make_run(tmp_path / f"run.s{seed}", wrong_in(*rows), seed=seed)
+        for seed, rows in enumerate(wrong)
+    ]
+
+
+def compared(capsys, *arguments):
+    """What `--format json` says."""
+    assert main([*map(str, arguments), "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+
+
+def refusal(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_a_table_over_seeds_by_hand(three, capsys):
+    content = compared(capsys, *three)["sets"]["A"]
+    accuracy = content["figures"]["eval_accuracy"]
+    assert accuracy["num_runs"] == 3
+    assert accuracy["mean"] == pytest.approx(0.8)
+    assert accuracy["standard_deviation"] == pytest.approx(0.1)
+    # Student's t for two degrees of freedom, from a printed table: 4.303.
+    half = 4.303 * 0.1 / 3**0.5
+    assert accuracy["interval"] == pytest.approx([0.8 - half, 0.8 + half], abs=1e-4)
+    assert accuracy["best"] == {"value": 0.9, "run": three[0]}
+    assert accuracy["worst"] == {"value": 0.7, "run": three[2]}
+    assert content["num_rows"] == 10
+    assert "eval_num_rows" not in content["figures"]
+
+
+def test_the_best_loss_is_the_lowest_and_the_best_speed_the_highest(three, capsys):
+    figures = compared(capsys, *three)["sets"]["A"]["figures"]
+    assert figures["eval_loss"]["best"]["run"] == three[0]
+    assert figures["train_examples_per_second"]["best"]["value"] == 12
+    assert figures["train_examples_per_second"]["mean"] == pytest.approx(11)
+
+
+def test_one_run_has_no_interval_and_says_so(three, capsys):
+    content = compared(capsys, three[0])
+    assert content["sets"]["A"]["figures"]["eval_accuracy"]["interval"] is None
+    assert "A is a single run: one seed has no interval." in content["words"]
+
+
+def test_the_standard_error_of_the_rows_is_told(three, capsys):
+    # 80% of 10 rows: sqrt(0.8 * 0.2 / 10) = 0.126
+    assert main(three) == 0
+    printed = capsys.readouterr().out
+    assert "10 validation rows leave a standard error of 12.6 points of accuracy" in printed
+    assert standard_error_of_share(0.87, 408) == pytest.approx(0.0166, abs=1e-4)
+
+
+def test_a_collapsed_run_is_named(three, tmp_path, capsys):
+    collapsed = make_run(tmp_path / "run.s3", np.ones(10, int), seed=3)
+    content = compared(capsys, *three, collapsed)
+    assert content["sets"]["A"]["collapsed"] == {collapsed: "equivalent"}
+    assert content["words"][0].startswith(f"{collapsed} (A) collapsed")
+
+
+def test_a_set_of_several_recipes_is_told_from_one_of_seeds(three, tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / f"rate.s{seed}", wrong_in(seed), seed=seed, learning_rate=rate)
+        for seed, rate in enumerate((1e-4, 2e-4))
+    ]
+    assert "not of one recipe (they differ in learning_rate)" in compared(capsys, *runs)["words"][0]
+    assert compared(capsys, *three)["sets"]["A"]["recipes_differ_in"] == []
+
+
+# ---------------------------------------------------------------------------- two sets
+
+
+def runs_of(folder, share, *, labels, seeds, generator, **config):
+    """Runs that are each wrong in rows of their own, `share` of them."""
+    runs = []
+    for seed in seeds:
+        wrong = generator.permutation(len(labels))[: round(share * len(labels))]
+        predictions = wrong_in(*wrong, labels=labels)
+        runs.append(make_run(folder / f"s{seed}", predictions, labels=labels, seed=seed, **config))
+    return runs
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Two recipes: one with 85, 87 and 86 of 100 rows right, the other with 60, 62 and 61."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(2, size=100)
+    made = []
+    for name, shares, rate in (("good", (0.15, 0.13, 0.14), 1e-4), ("bad", (0.4, 0.38, 0.39), 0.1)):
+        made.append(
+            [
+                runs_of(
+                    tmp_path / name,
+                    share,
+                    labels=labels,
+                    seeds=[seed],
+                    generator=generator,
+                    learning_rate=rate,
+                )[0]
+                for seed, share in enumerate(shares)
+            ]
+        )
+    return made
+
+
+def test_a_difference_far_beyond_the_noise_is_called_one(sets, capsys):
+    good, bad = sets
+    content = compared(capsys, *good, "--against", *bad)
+    accuracy = content["difference"]["metrics"]["accuracy"]
+    assert accuracy["difference"] == pytest.approx(0.25)
+    assert accuracy["interval"][0] > 0
+    assert accuracy["distinguishable"] is True
+    assert content["difference"]["decides"] == "combined_score"
+    said = " ".join(content["words"])
+    assert "A is higher by more than noise" in said
+    assert "differ in: learning_rate 0.0001 and 0.1" in said
+    assert "B is higher by more" in " ".join(compared(capsys, *bad, "--against", *good)["words"])
+
+
+def test_no_winner_is_named_where_there_is_none(three, tmp_path, capsys):
+    others = [
+        make_run(tmp_path / f"other.s{seed}", wrong_in(*rows), seed=seed)
+        for seed, rows in enumerate(([1], [1, 4], [4, 8]))
+    ]
+    content = compared(capsys, *three, "--against", *others)
+    said = " ".join(content["words"])
+    assert content["difference"]["metrics"]["combined_score"]["distinguishable"] is False
+    assert "not distinguishable from noise" in said
+    assert "higher" not in said
+    assert "standard error of 12.6 points" in said
+
+
+@pytest.mark.parametrize("num_runs", [1, 2])
+def test_too_few_runs_say_nothing_of_other_seeds(sets, capsys, num_runs):
+    good, bad = sets
+    content = compared(capsys, *good[:num_runs], "--against", *bad)
+    assert content["difference"]["metrics"]["accuracy"]["distinguishable"] is None
+    assert f"takes 3 runs of each at the least, here are {num_runs} and 3" in " ".join(
+        content["words"]
+    )
+
+
+def test_what_is_printed_is_the_same_each_time(sets, capsys):
+    good, bad = sets
+    assert compared(capsys, *good, "--against", *bad) == compared(capsys, *good, "--against", *bad)
+
+
+@pytest.mark.parametrize("task", ["cola", "mnli", "stsb", "sst2"])
+def test_other_tasks_are_scored_by_their_own_metrics(task, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    classes = len(TASKS[task].labels)
+    labels = generator.integers(classes, size=60) if classes else generator.random(60) * 5
+    runs = []
+    for seed in range(6):
+        if classes:
+            predictions = np.where(
+                generator.random(60) < 0.7, labels, generator.integers(classes, size=60)
+            )
+        else:
+            predictions = labels + generator.normal(size=60)
+        runs.append(
+            make_run(tmp_path / f"s{seed}", predictions, labels=labels, seed=seed, task_name=task)
+        )
+    content = compared(capsys, *runs[:3], "--against", *runs[3:])
+    figures = [content["sets"][name]["figures"] for name in "AB"]
+    names = metrics.metric_names(TASKS[task].metrics)[:-1]
+    assert list(content["difference"]["metrics"]) == names
+    for name in names:
+        a, b = (one[f"eval_{name}"]["mean"] for one in figures)
+        assert content["difference"]["metrics"][name]["difference"] == pytest.approx(a - b)
+
+
+def test_real_runs_are_read(flags, tmp_path, capsys):
+    for seed in (1, 2):
+        train(parse_arguments([*flags, f"--seed={seed}", f"--output_dir={tmp_path / str(seed)}"]))
+    capsys.readouterr()
+    content = compared(capsys, tmp_path / "1", "--against", tmp_path / "2")
+    results = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in "12"]
+    found = content["sets"]["A"]["figures"]
+    assert found["eval_loss"]["mean"] == pytest.approx(results[0]["eval_loss"])
+    assert found["train_examples_per_second"]["mean"] > 0
+    assert content["difference"]["metrics"]["f1"]["difference"] == pytest.approx(
+        results[0]["eval_f1"] - results[1]["eval_f1"]
+    )
+    assert "differ in: nothing but the seed." in " ".join(content["words"])
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+def test_other_data_are_refused(three, tmp_path, capsys):
+    other = make_run(tmp_path / "other", wrong_in(7), fingerprint="e" * 64)
+    said = refusal(capsys, *three, "--against", other)
+    assert other in said
+    assert "data_fingerprint eeeeeeee and ffffffff" in said
+
+
+def test_other_test_rows_are_no_other_data(three, tmp_path, capsys):
+    other = make_run(tmp_path / "other", wrong_in(7), fingerprint="e" * 64, max_predict_samples=8)
+    assert main([*three, other]) == 0
+    capsys.readouterr()
+    fewer = make_run(
+        tmp_path / "fewer",
+        wrong_in(7),
+        fingerprint="e" * 64,
+        max_predict_samples=8,
+        max_train_samples=5,
+    )
+    everything = make_run(tmp_path / "everything", wrong_in(8), max_train_samples=None)
+    assert "data_fingerprint" in refusal(capsys, everything, "--against", fewer)
+
+
+def test_other_rows_or_labels_are_refused(three, tmp_path, capsys):
+    short = make_run(tmp_path / "short", LABELS[:8], labels=LABELS[:8])
+    assert "8 and 10 validation rows" in refusal(capsys, three[0], short)
+    labels = wrong_in(4)
+    relabelled = make_run(tmp_path / "relabelled", labels, labels=labels)
+    assert "row 4 is labelled otherwise" in refusal(capsys, three[0], relabelled)
+    rte = make_run(tmp_path / "rte", LABELS, task_name="rte")
+    assert "tasks mrpc and rte" in refusal(capsys, three[0], "--against", rte)
+
+
+def test_runs_that_are_not_finished_are_refused(three, tmp_path, capsys):
+    status = tmp_path / "run.s0" / "status.json"
+    status.write_text('{"status": "preempted", "update": 3}')
+    assert "not finished (its status is 'preempted')" in refusal(capsys, *three)
+    status.write_text('{"status": "finished", "update": 3}')
+    assert main(three) == 0
+    capsys.readouterr()
+    (tmp_path / "run.s1" / "manifest.json").unlink()
+    assert "run.s1: the run is not finished (it has no manifest.json)" in refusal(capsys, *three)
+
+
+def test_what_is_no_run_is_refused(three, tmp_path, capsys):
+    assert "no such folder" in refusal(capsys, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no config.yaml" in refusal(capsys, tmp_path / "empty")
+    predictions = tmp_path / "run.s0" / "predictions" / "validation.jsonl"
+    predictions.write_text('{"index": 0, "prediction": "equivalent"}\n')
+    assert "validation.jsonl does not hold" in refusal(capsys, *three)
+    predictions.write_text("")
+    assert "validation.jsonl does not hold" in refusal(capsys, *three)
+    predictions.unlink()
+    assert "validation.jsonl cannot be read" in refusal(capsys, *three)
+    (tmp_path / "run.s1" / "all_results.json").write_text("{")
+    assert "all_results.json cannot be read" in refusal(capsys, *three[1:])
+
+
+def test_a_run_counts_once(three, tmp_path, capsys):
+    assert "given twice" in refusal(capsys, *three, "--against", three[1])
+    copy = make_run(tmp_path / "copy", wrong_in(0), seed=0)
+    assert "the same run once more" in refusal(capsys, three[0], copy)
+
+
+# ---------------------------------------------------------------------------- formats
+
+
+def test_text_aligns_its_columns(three, capsys):
+    assert main(three) == 0
+    header, first = capsys.readouterr().out.splitlines()[1:3]
+    assert first.startswith("eval_accuracy ")
+    assert first.index("0.8000") == header.index("mean")
+    assert first.index("0.5516 to 1.0484") == header.index("95% interval")
+
+
+def test_markdown_has_a_table_and_escapes_names(tmp_path, capsys):
+    assert main([make_run(tmp_path / "a|<b>", wrong_in(0)), "--format", "markdown"]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {8}
+    assert "| eval_accuracy | 1 | 0.9000 |" in printed
+    assert "<b>" not in printed
+
+
+def test_html_escapes_names_and_needs_nothing_else(sets, tmp_path, capsys):
+    good, bad = sets
+    evil = tmp_path / "<script>alert('x')"
+    (tmp_path / "good" / "s0").rename(evil)
+    assert main([str(evil), *good[1:], "--against", *bad, "--format", "html"]) == 0
+    printed = capsys.readouterr().out
+
+    tags, texts = [], []
+
+    class Reader(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            tags.append(tag)
+            assert not {"src", "href"} & {name for name, _ in attrs}
+
+        def handle_data(self, data):
+            texts.append(data)
+
+    Reader().feed(printed)
+    assert "script" not in tags
+    assert tags.count("table") == 3
+    assert any("<script>alert('x')" in text for text in texts)
+    assert any("A is higher by more than noise" in text for text in texts)
+
+
+def test_nothing_heavy_is_imported(sets):
+    good, bad = sets
+    code = (
+        "import sys; from lib.compare import main; main(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *good, "--against", *bad],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize(
+    "names",
+    [["accuracy", "f1"], ["matthews_correlation"], ["pearson", "spearmanr"]],
+    ids="+".join,
+)
+def test_scores_of_resamples_are_those_of_the_rows_repeated(names):
+    generator = np.random.default_rng(0)
+    references = generator.integers(2, size=12)
+    predictions = generator.integers(2, size=(4, 12))
+    predictions[0] = 1  # a run that has collapsed
+    if "pearson" in names:
+        references = generator.random(12).round(1)  # with ties
+        predictions = np.stack([references + generator.random(12).round(1), np.full(12, 0.1)])
+    counts = generator.multinomial(12, np.full(12, 1 / 12), size=20)
+    counts[0] = 12 * (np.arange(12) == 3)  # one row, twelve times
+    scores = resampled_scores(names, predictions, references, counts)
+    for resample, count in enumerate(counts):
+        rows = np.repeat(np.arange(12), count)
+        for run, values in enumerate(predictions):
+            for name, score in metrics.compute(names, values[rows], references[rows]).items():
+                assert scores[name][resample, run] == pytest.approx(score, abs=1e-9), name
+
+
+def test_covariances_over_rows_are_those_of_means():
+    # Accuracy is a mean, so its covariance over samples is that of the rows over their number.
+    generator = np.random.default_rng(0)
+    references = generator.integers(2, size=100)
+    predictions = np.where(generator.random((3, 100)) < 0.8, references, 1 - references)
+    found = score_covariances(["accuracy"], predictions, references, seed=0)["accuracy"]
+    expected = np.cov(predictions == references, ddof=0) / 100
+    assert found == pytest.approx(expected, abs=0.05 * expected.max())
+
+
+def test_without_noise_of_rows_the_test_is_that_of_welch():
+    a, b = np.array([0.80, 0.82, 0.84]), np.array([0.70, 0.75, 0.76, 0.81])
+    found = compare(a, b, np.zeros((7, 7)))
+    expected = scipy.stats.ttest_ind(a, b, equal_var=False)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.degrees_of_freedom == pytest.approx(expected.df)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+def test_the_parts_of_the_variance_by_hand():
+    # Variances of 4, covariances of 1 within a set and of 0.5 between: rows alone give runs of
+    # a set a variance of 4 - 1 = 3, their mean of three 1, and the sets 1 + 1 - 2 * 0.5 = 1 more.
+    covariance = np.full((6, 6), 0.5)
+    covariance[:3, :3] = covariance[3:, 3:] = 1
+    np.fill_diagonal(covariance, 4)
+    same = compare(np.full(3, 0.8), np.full(3, 0.7), covariance)
+    assert same.standard_error == pytest.approx((1 + 1 + 1) ** 0.5)
+    assert same.degrees_of_freedom == pytest.approx(3**2 / (1 / 2 + 1 / 2))
+    # Runs of A further apart than their rows explain: 16 / 3 instead of 1.
+    apart = compare(np.array([-4.0, 0, 4]), np.full(3, 0.7), covariance)
+    assert apart.standard_error == pytest.approx((16 / 3 + 1 + 1) ** 0.5)
+
+
+def test_two_models_are_compared_row_by_row():
+    # Right and wrong in the same rows but for one of ten: the variance is that of one row.
+    a, b = wrong_in(0), wrong_in(0, 1)
+    covariance = score_covariances(["accuracy"], np.stack([a, b]), LABELS, seed=0)["accuracy"]
+    found = compare(np.array([0.9]), np.array([0.8]), covariance)
+    assert found.standard_error == pytest.approx((0.1 * 0.9 / 10) ** 0.5, rel=0.05)
+    assert found.distinguishable is None
+
+
+def test_runs_that_answer_alike_do_not_differ():
+    found = compare(np.full(3, 0.7), np.full(3, 0.7), np.zeros((6, 6)))
+    assert (found.p_value, found.distinguishable) == (1, False)
+
+
+def test_summary_of_values_by_hand():
+    found = summarise([1.0, 2.0, 3.0, 4.0])
+    # Student's t for three degrees of freedom: 3.182; sd: sqrt(5 / 3).
+    assert found.interval == pytest.approx((2.5 - 2.054, 2.5 + 2.054), abs=1e-3)
+
+
+NUM_ROWS = 200
+
+
+def simulated(generator, sizes, *, seeds, rows, recipes, better=0.0):
+    """Runs of two recipes, equal in expectation if `better` is 0, and what the test says of them.
+
+    A row is answered rightly if the sum of normal deviates is positive: its own easiness (standard
+    deviation `rows`, for both recipes), one for each recipe (`recipes`), one for each seed
+    (`seeds`, for all its rows), and one for each answer (1).
+    """
+    labels = generator.random(NUM_ROWS) < 0.68
+    easiness = 1 + generator.normal(0, rows, NUM_ROWS)
+    right = np.concatenate(
+        [
+            easiness
+            + shift
+            + generator.normal(0, recipes, NUM_ROWS)
+            + generator.normal(0, seeds, (size, 1))
+            + generator.normal(0, 1, (size, NUM_ROWS))
+            > 0
+            for size, shift in zip(sizes, (better, 0.0), strict=True)
+        ]
+    )
+    predictions, labels = np.where(right, labels, ~labels).astype(int), labels.astype(int)
+    names = ["accuracy", "f1"]
+    covariance = score_covariances(
+        names, predictions, labels, seed=int(generator.integers(2**32)), num_resamples=200
+    )["combined_score"]
+    ones = np.ones((1, NUM_ROWS))
+    scores = resampled_scores(names, predictions, labels, ones)["combined_score"][0]
+    return compare(scores[: sizes[0]], scores[sizes[0] :], covariance).distinguishable
+
+
+SITUATIONS = {
+    "only rows": {"seeds": 0.0, "rows": 1.5, "recipes": 0.0},
+    "seeds differ a little": {"seeds": 0.15, "rows": 1.5, "recipes": 0.0},
+    "seeds differ much": {"seeds": 0.5, "rows": 1.5, "recipes": 0.0},
+    "recipes are good at other rows": {"seeds": 0.0, "rows": 1.0, "recipes": 1.0},
+}
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 5), (5, 5)], ids=str)
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_equal_recipes_are_called_different_no_more_often_than_stated(situation, sizes):
+    generator = np.random.default_rng(0)
+    trials = 300
+    different = sum(simulated(generator, sizes, **SITUATIONS[situation]) for _ in range(trials))
+    # A test with an error rate of 5% is above this bound once in a thousand.
+    assert different <= scipy.stats.binom.ppf(0.999, trials, 0.05)
+
+
+def test_a_real_difference_is_found():
+    generator = np.random.default_rng(0)
+    situation = SITUATIONS["seeds differ a little"]
+    found = sum(simulated(generator, (5, 5), **situation, better=0.6) for _ in range(50))
+    assert found >= 40
