@@ -76,7 +76,7 @@ from lib import (
 )
 from lib import model as modelling
 from lib.dry_run import describe
-from lib.errors import InputError
+from lib.errors import TRY_AGAIN, InputError
 from lib.evaluation import evaluate, predict
 from lib.export import export, restore
 from lib.monitor import Monitor
@@ -210,6 +210,7 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
         if accelerator.is_main_process:
             output.write_status(folder, "preempted", state.update)
         trackers.call("wandb", lambda run: run.mark_preempting())
+        trackers.finish(exit_code=TRY_AGAIN)
         accelerator.state.destroy_process_group()
         return (
             f"after update {state.update} of {num_updates}, which {folder} keeps: run the same "
@@ -636,6 +637,7 @@ def start_trackers(
         config.wandb_project,
         {**config.to_dict(), **facts_of(config, inputs, accelerator)},
         folder=folder,
+        metrics=metrics.metric_names(inputs.splits.task.metrics),
         lines=log.lines(),
         last_update=log.last_update,
         wandb_options={

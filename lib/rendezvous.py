@@ -14,7 +14,7 @@ import torch.distributed
 from accelerate.utils import is_torch_xla_available
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from lib.errors import LostProcessError, NonFiniteError
+from lib.errors import InputError, LostProcessError, NonFiniteError
 
 # A process says this often that it lives.
 BEAT_SECONDS = 1.0
@@ -36,16 +36,23 @@ def joined(peer_timeout: float) -> Iterator[None]:
         LostProcessError: the work failed because another process is gone.
     """
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_processes == 1 or "RANK" not in os.environ or is_torch_xla_available():
+    backend = _backend()
+    if num_processes == 1 or "RANK" not in os.environ or backend is None:
         yield
         return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is {num_processes}, but {' and '.join(missing)} are not set: the processes "
+            "need the address and a port of the first to meet"
+        )
     rank = int(os.environ["RANK"])
     attempt = f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     # Under torchrun and accelerate launch their agent keeps the store.
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = _connect(keep=rank == 0 and not agents)
     torch.distributed.init_process_group(
-        _backend(), store=PrefixStore(attempt, store), rank=rank, world_size=num_processes
+        backend, store=PrefixStore(attempt, store), rank=rank, world_size=num_processes
     )
     # A connection of its own: one that waits for a key would keep the other from beating.
     heart = _connect(timeout=peer_timeout)
@@ -78,12 +85,19 @@ def _connect(*, keep: bool = False, timeout: float = 300.0) -> TCPStore:
     )
 
 
-def _backend() -> str:
-    """gloo between processors, and the device's own between devices: NCCL for CUDA."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "y")
-    if device is None or on_cpu:
+def _backend() -> str | None:
+    """gloo between processors, and the device's own between devices, such as NCCL for CUDA.
+
+    None where Accelerate has no group of PyTorch's: on TPUs, and without a device unless it is told
+    to use the processors.
+    """
+    if is_torch_xla_available():
+        return None
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "y"):
         return "gloo"
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return None
     return f"cpu:gloo,{device.type}:{torch.distributed.get_default_backend_for_device(device)}"
 
 

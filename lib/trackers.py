@@ -4,6 +4,7 @@ metrics.jsonl is the truth. A tracker that fails is given up with a warning, and
 Only the main process has trackers.
 """
 
+import atexit
 import json
 import netrc
 import os
@@ -56,6 +57,8 @@ class Trackers:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.known: dict[str, Callable[[Line], bool]] = {}
+        # A run that ends without having finished has failed.
+        atexit.register(self.finish, exit_code=1)
 
     def start(
         self,
@@ -64,6 +67,7 @@ class Trackers:
         config: Mapping[str, Any],
         *,
         folder: Path,
+        metrics: Sequence[str],
         lines: Sequence[Mapping[str, Any]],
         last_update: int,
         wandb_options: Mapping[str, Any],
@@ -71,7 +75,8 @@ class Trackers:
         """Start trackers, and give them what they lack of `lines`.
 
         Args:
-            config: the resolved configuration and facts of the run, shown as they are.
+            config: the resolved configuration and facts of the run.
+            metrics: of an evaluation, of which wandb shows the best: the highest, or lowest loss.
             lines: those of metrics.jsonl up to where the run goes on.
             last_update: that of the last line before the run was started again.
             wandb_options: entity, name, group, tags and mode for `wandb.init`.
@@ -81,6 +86,7 @@ class Trackers:
                 self._start(name, project, config, folder, last_update, wandb_options)
             except Exception as error:
                 self._give_up(name, error)
+        self.call("wandb", lambda run: _define_metrics(run, metrics))
         for line in lines:
             self.log(line)
 
@@ -101,10 +107,12 @@ class Trackers:
             if tracker.name == name:
                 self._try(tracker, lambda: work(tracker.tracker))  # noqa: B023
 
-    def finish(self) -> None:
-        """The run is over and well. One that fails is finished by wandb, with its exit status."""
+    def finish(self, *, exit_code: int = 0) -> None:
+        """End the run in the trackers, as one that leaves with `exit_code`."""
+        self.call("wandb", lambda run: run.finish(exit_code=exit_code))
         for tracker in list(self.accelerator.trackers):
-            self._try(tracker, tracker.finish)
+            if tracker.name != "wandb":
+                self._try(tracker, tracker.finish)
         self.accelerator.trackers = []
 
     def _try(self, tracker: GeneralTracker, work: Callable[[], None]) -> None:
@@ -173,8 +181,6 @@ class Trackers:
             return
         if name == "wandb":
             run = self.accelerator.get_tracker("wandb", unwrap=True)
-            run.define_metric(STEP)
-            run.define_metric("*", step_metric=STEP)
             if not run.offline and run.resumed:
                 last = int(run.summary.get(STEP) or 0)
                 self.known[name] = lambda line: line[1] <= last
@@ -208,6 +214,14 @@ class Trackers:
                 finish_timeout=120.0,
             ),
         }
+
+
+def _define_metrics(run: Any, metrics: Sequence[str]) -> None:
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP)
+    for name in metrics:
+        best = "min" if name == "loss" else "max"
+        run.define_metric(f"eval/{name}", step_metric=STEP, summary=best)
 
 
 def run_id(folder: Path) -> str:
@@ -259,7 +273,10 @@ def _offline_lines(folder: Path) -> set[Line]:
     A killed process loses the end of what it logged, so metrics.jsonl does not tell.
     """
     held: set[Line] = set()
-    for path in sorted((folder / "wandb").glob(f"offline-run-*-{_known_id(folder)}")):
+    known = _known_id(folder)
+    for path in sorted((folder / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb")):
+        if path.stat().st_size == 0:
+            continue  # killed as it began
         printed = subprocess.run(
             [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)],
             capture_output=True,

@@ -1,0 +1,237 @@
+"""What the trackers show, read back from what they wrote."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import wandb
+from conftest import read_metrics, run_script, start_script, wait_for
+from test_checkpoint import run_until
+from test_training import run
+
+from lib.trackers import STEP, run_id, tracker_names
+
+
+@pytest.fixture
+def tracked(flags, monkeypatch):
+    """A small run that is tracked; nothing of the environment decides how."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for kind in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.delenv(f"WANDB_{kind}_DIR", raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+    return [*flags, "--report_to=wandb", "--num_train_epochs=2", "--logging_steps=3"]
+
+
+def inspect(folder):
+    """All records of the offline segments of a run, in the order of their starts."""
+    records = []
+    for path in sorted((folder / "wandb").glob("offline-run-*")):
+        file = next(path.glob("*.wandb"), None)
+        if file is None:
+            continue  # killed as it began
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        records += [json.loads(line) for line in done.stdout.splitlines()]
+    return records
+
+
+def history(records):
+    """The rows of the lines of metrics.jsonl: (kind, update, values)."""
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [row for row in rows if "train/loss" in row or "eval/loss" in row]
+
+
+def as_lines(rows):
+    """Rows as metrics.jsonl has them, without wandb's own."""
+    lines = []
+    for row in rows:
+        line = {"update": row[STEP]}
+        for name, value in row.items():
+            if name.startswith("train/") and name != STEP:
+                line[name.removeprefix("train/")] = value
+            elif name.startswith("eval/"):
+                line["eval_" + name.removeprefix("eval/")] = value
+        lines.append(line)
+    return lines
+
+
+def test_an_offline_run_holds_all_of_it(tracked, tmp_path, capfd):
+    run(tracked, tmp_path, "--run_name=mine", "--run_group=seeds", "--tags", "a", "b")
+    assert capfd.readouterr().err.count("wandb is offline: no API key") == 1
+    records = inspect(tmp_path)
+    assert as_lines(history(records)) == [
+        {name: pytest.approx(value) for name, value in line.items()}
+        for line in read_metrics(tmp_path)
+    ]
+    first = next(record["run"] for record in records if record["type"] == "run")
+    assert first["run_id"] == (tmp_path / "wandb_run_id").read_text().strip()
+    assert first["project"] == "train_mrpc"
+    assert first["display_name"] == "mine"
+    assert first["run_group"] == "seeds"
+    assert first["tags"] == ["a", "b"]
+    summary = {}
+    for record in records:
+        if record["type"] == "summary":
+            summary |= record["summary"].get("update", {})
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert summary["final/eval/accuracy"] == pytest.approx(results["eval_accuracy"])
+    assert summary["eval/accuracy_ci95_low"] == pytest.approx(results["eval_accuracy_ci95"][0])
+    for chart in ("confusion_matrix", "precision_recall", "roc", "calibration", "pairs"):
+        assert any(f"eval/{chart}" in json.dumps(record) for record in records), chart
+    assert any(record["type"] == "artifact" for record in records)
+    ends = [record["exit"] for record in records if record["type"] == "exit"]
+    assert [end.get("exit_code", 0) for end in ends] == [0]
+
+
+def config_of(records):
+    config = {}
+    for record in records:
+        if record["type"] in ("run", "config"):
+            part = record[record["type"]]
+            config |= part.get("config", part).get("update", {})
+    return config
+
+
+def test_the_config_tells_where_the_run_comes_from_and_not_who_ran_it(
+    tracked, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(tracked, tmp_path / "out")
+    config = config_of(inspect(tmp_path / "out"))
+    assert config["learning_rate"] == 1e-3
+    assert config["num_rows"] == {"train": 53, "validation": 23}
+    assert config["num_parameters"] > 10_000
+    assert len(config["data_fingerprint"]) == 64
+    assert config["output_dir"] == "~/out"
+    assert "hub_token" not in config
+    assert str(tmp_path) not in json.dumps(config)
+
+
+def test_a_row_for_each_pair_the_hardest_first(tracked, tmp_path):
+    run(tracked, tmp_path)
+    tables = list((tmp_path / "wandb").glob("offline-run-*/files/media/table/eval/pairs_*.json"))
+    table = json.loads(tables[0].read_text())
+    assert table["columns"] == [
+        "row", "sentence1", "sentence2", "label", "prediction", "loss", "probability",
+    ]  # fmt: skip
+    losses = [row[5] for row in table["data"]]
+    assert losses == sorted(losses, reverse=True)
+    assert sorted(row[0] for row in table["data"]) == list(range(23))
+
+
+def test_stopped_twice_it_is_one_run_with_each_line_once(tracked, tmp_path):
+    run_until(tracked, tmp_path, 6)
+    run_until(tracked, tmp_path, 7)
+    run(tracked, tmp_path)
+    records = inspect(tmp_path)
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 3
+    assert len({record["run"]["run_id"] for record in records if record["type"] == "run"}) == 1
+    rows = history(records)
+    assert [row[STEP] for row in rows] == [line["update"] for line in read_metrics(tmp_path)]
+    assert sum(record["type"] == "preempting" for record in records) == 2
+
+
+def test_killed_without_a_word_no_line_is_missing_or_twice(tracked, dropout_bert, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    arguments = [*tracked, f"--model_name_or_path={dropout_bert}", "--num_train_epochs=40",
+                 "--checkpointing_steps=20", "--eval_every=40", f"--output_dir={out}"]  # fmt: skip
+    for number in (30, 90):
+        process = start_script(arguments, log=log)
+        wait_for(lambda: out.exists() and (out / "metrics.jsonl").exists()
+                 and any(line["update"] > number for line in read_metrics(out)))  # noqa: B023  # fmt: skip
+        process.kill()
+        process.wait()
+    assert run_script(arguments).returncode == 0
+    records = inspect(out)
+    found = sorted(
+        as_lines(history(records)), key=lambda line: (line["update"], "loss" not in line)
+    )
+    wanted = read_metrics(out)
+    clocks = ("examples_per_second", "tokens_per_second")
+    assert [{k: v for k, v in line.items() if k not in clocks} for line in found] == [
+        {k: pytest.approx(v) for k, v in line.items() if k not in clocks} for line in wanted
+    ]
+
+
+def test_a_run_that_fails_is_not_a_success(tracked, bert, tmp_path):
+    arguments = [
+        *tracked, "--learning_rate=1", "--max_grad_norm=0", "--adam_epsilon=0",
+        "--num_train_epochs=60", f"--output_dir={tmp_path}", "--logging_steps=1",
+    ]  # fmt: skip
+    done = run_script(arguments)
+    if done.returncode == 0:
+        pytest.fail("the run should not have survived this")
+    ends = [record["exit"] for record in inspect(tmp_path) if record["type"] == "exit"]
+    assert [end["exit_code"] for end in ends] == [1]
+
+
+def test_two_processes_are_one_run(tracked, tmp_path):
+    done = run_script([*tracked, f"--output_dir={tmp_path}"], num_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_given_run_id_wins(tmp_path, monkeypatch):
+    first = run_id(tmp_path)
+    assert run_id(tmp_path) == first
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    assert run_id(tmp_path) == "given"
+
+
+@pytest.fixture
+def silent_server():
+    """It accepts connections, and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(5)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers(tracked, tmp_path, silent_server):
+    environment = {"WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": silent_server}
+    done = run_script([*tracked, f"--output_dir={tmp_path}"], environment=environment)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("wandb is offline")]
+    assert len(said) == 1
+    assert "127.0.0.1 does not answer" in said[0]
+    assert f"wandb sync {tmp_path}/wandb/offline-run-*" in said[0]
+    assert len(history(inspect(tmp_path))) == len(read_metrics(tmp_path))
+
+
+def test_a_home_that_cannot_be_written(tracked, tmp_path):
+    environment = {"HOME": "/proc", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = run_script([*tracked, f"--output_dir={tmp_path / 'out'}"], environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(history(inspect(tmp_path / "out"))) == len(read_metrics(tmp_path / "out"))
+
+
+def test_a_tracker_that_fails_is_given_up(tracked, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise OSError("no space")
+
+    monkeypatch.setattr(wandb.Run, "log", fail)
+    results = run(tracked, tmp_path)
+    assert results["num_updates"] == 14
+    said = "wandb: OSError: no space; the run goes on without it"
+    assert capsys.readouterr().err.count(said) == 1
+    assert len(read_metrics(tmp_path)) == 7
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_only_if_it_was_named(monkeypatch):
+    monkeypatch.setattr("lib.trackers.get_available_trackers", lambda: ["tensorboard"])
+    assert tracker_names(True, ()) == ["tensorboard"]
+    with pytest.raises(ValueError, match="wandb: it is not installed; pip install wandb"):
+        tracker_names(False, ("wandb",))
+
+
+def test_the_default_names_of_the_best_are_maxima(tracked, tmp_path):
+    run(tracked, tmp_path)
+    metrics = [record["metric"] for record in inspect(tmp_path) if record["type"] == "metric"]
+    by_name = {metric.get("name") or metric.get("glob_name"): metric for metric in metrics}
+    assert by_name["eval/accuracy"]["summary"] == {"max": True}
+    assert by_name["eval/loss"]["summary"] == {"min": True}
+    assert by_name["*"]["step_metric"] == STEP
