@@ -555,6 +555,14 @@ def finish(
     }
 
     def write() -> None:
+        sampler, _, _ = make_loaders(config, inputs, accelerator)
+        collate = make_collator(config, inputs, accelerator, sampler.most_rows)
+        padding = batching.padding_shares(
+            inputs.lengths,
+            sampler.batches,
+            max_length=config.max_length,
+            padded_length=collate.padded_length,
+        )
         report.write_results(
             folder,
             results,
@@ -565,6 +573,9 @@ def finish(
             model_revision=modelling.revision_of(config.model_name_or_path, config.model_revision),
             device=f"{accelerator.num_processes} x {modelling.device_name(accelerator.device)}",
             precision=precision(accelerator),
+            rows=inputs.splits.validation[task.validation[0]],
+            lengths=inputs.lengths,
+            padding=padding,
         )
         output.write_status(folder, "finished", state.update)
         print(f"best model, of update {state.best_update}, and its results: {folder}")
