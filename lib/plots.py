@@ -167,12 +167,8 @@ def precision_recall(
     figure, axes = _one()
     averages = {}
     predictions = probabilities.argmax(axis=1)
-    for number in drawn:
-        truth, scores, colour = (
-            labels == number,
-            probabilities[:, number],
-            COLOURS[number - drawn[0]],
-        )
+    for colour, number in zip(COLOURS, drawn, strict=False):
+        truth, scores = labels == number, probabilities[:, number]
         precision, recall, _ = sklearn.metrics.precision_recall_curve(truth, scores)
         averages[names[number]] = float(sklearn.metrics.average_precision_score(truth, scores))
         axes.plot(
@@ -223,7 +219,8 @@ def calibration(confidences: Array, accuracies: Array, counts: Array, lowest: fl
     )
     above.set(ylabel="accuracy", ylim=(0, 1.02))
     above.tick_params(labelbottom=False)
-    above.legend(frameon=False, fontsize=9, loc="upper left")
+    # Bars may stand anywhere in the axes.
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     bars = below.bar(middles[found], counts[found], width=0.9 * width, color=GREY)
     below.bar_label(bars, fontsize=8, padding=1)
     below.set(xlabel="confidence (probability of the predicted class)", ylabel="rows")
@@ -239,9 +236,9 @@ def score_scatter(predictions: Array, labels: Array) -> Figure:
     figure, axes = _one()
     axes.plot(labels, predictions, "o", color=COLOURS[0], markersize=4, alpha=0.4)
     ends = [min(labels.min(), predictions.min()), max(labels.max(), predictions.max())]
-    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="prediction = label")
+    axes.plot(ends, ends, color="black", linestyle="--", linewidth=1.2, label="prediction = label")
     axes.set(xlabel="label", ylabel="prediction")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    figure.legend(loc="outside upper right", frameon=False, fontsize=9)
     return figure
 
 

@@ -162,25 +162,25 @@ def verdict(predicted: Array, labels: Array, names: Sequence[str]) -> list[str]:
     missing = [names[number] for number in range(len(names)) if not counts[number]]
     if len(found) == 1:
         first = (
-            f"The classifier has collapsed into one class: it predicts {names[found[0]]} for every "
-            "row, so it has not learned to tell the classes apart."
+            f"The classifier has collapsed into one class: it predicts {names[found[0]]!r} for "
+            "every row, so it has not learned to tell the classes apart."
         )
     else:
         first = "The classifier has not collapsed into one class"
         if len(names) <= plots.MOST_NUMBERS:
-            parts = [f"{names[number]} for {counts[number]}" for number in found]
+            parts = [f"{names[number]!r} for {counts[number]}" for number in found]
             first += f": it predicts {', '.join(parts[:-1])} and {parts[-1]} of the rows"
         first += "."
         if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
             first += f" {len(missing)} of the {len(names)} classes it never predicts: {shown}."
     labelled = np.bincount(labels, minlength=len(names))
     most = int(labelled.argmax())
     accuracy = np.mean(predicted.argmax(axis=1) == labels)
     return [
         first,
-        f"{accuracy:.1%} of the rows are classified correctly. Always answering {names[most]}, the "
-        f"most frequent label, would give {labelled[most] / len(labels):.1%}.",
+        f"{accuracy:.1%} of the rows are classified correctly. Always answering {names[most]!r}, "
+        f"the most frequent label, would give {labelled[most] / len(labels):.1%}.",
     ]
 
 
