@@ -86,7 +86,7 @@ def learning_rate(updates: Sequence[int], rates: Sequence[float]) -> Figure:
     figure, axes = _one()
     axes.plot(updates, rates, color=COLOURS[0], **_marks(updates))
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
