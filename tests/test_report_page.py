@@ -75,11 +75,19 @@ def test_precision_recall_of_three_classes_leaves_out_one_that_no_row_has():
 
 
 def test_the_confusion_matrix_counts_labels_down_and_predictions_across():
-    answers, labels = np.array([0, 1, 1, 1, 0]), np.array([0, 0, 1, 1, 1])
-    figure = plots.confusion_matrix(answers, labels, ("cheap$", "dear$"))
+    answers, labels = np.array([0, 1, 1, 1, 1]), np.array([0, 0, 0, 0, 1])
+    figure = plots.confusion_matrix(answers, labels, ("no", "yes"))
     texts = [text.get_text().split() for text in figure.axes[0].texts]
-    assert texts == [["1", "50%"], ["1", "50%"], ["1", "33%"], ["2", "67%"]]
-    report_page._png(figure)  # two dollars in a name would be a formula
+    assert texts == [["1", "25%"], ["3", "75%"], ["0", "0%"], ["1", "100%"]]
+    assert [axis.get_label_text() for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis)] == [
+        "prediction",
+        "label",
+    ]
+
+
+def test_a_name_with_dollars_is_not_a_formula():
+    one = np.array([0])
+    report_page._png(plots.confusion_matrix(one, one, ("$_$", "b")))
 
 
 def test_the_learning_curve_marks_the_best_evaluation_and_its_interval():
