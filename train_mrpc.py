@@ -15,16 +15,20 @@ An `update` is one step of the optimizer; its rows, over all processes, are the 
 import os
 import sys
 
-from lib import hub
-from lib.command_line import exit_status, hide_token, parse_arguments
-from lib.config import TrainConfig, check_same_run, num_warmup_updates, resolve_batch_sizes
 from lib.preemption import Signals
 
 SIGNALS = Signals()
 
 if __name__ == "__main__":
-    # Before the seconds that the imports below take, and before they look for the hub.
+    # First of all, as a run may be told to stop while it starts.
     SIGNALS.listen(at_once=os.environ.get("WORLD_SIZE", "1") == "1")
+
+from lib import hub
+from lib.command_line import exit_status, hide_token, parse_arguments
+from lib.config import TrainConfig, check_same_run, num_warmup_updates, resolve_batch_sizes
+
+if __name__ == "__main__":
+    # Before the seconds that the imports below take, and before they look for the hub.
     with exit_status():
         CONFIG = parse_arguments(sys.argv[1:])
         hide_token(sys.argv)
@@ -60,7 +64,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lib import batching, checkpoint, data, metrics, output, report, tracking
+from lib import (
+    batching,
+    checkpoint,
+    data,
+    metrics,
+    output,
+    report,
+    tracking,
+    wandb_charts,
+)
 from lib import model as modelling
 from lib.dry_run import describe
 from lib.errors import InputError
@@ -78,6 +91,7 @@ from lib.processes import (
     together,
 )
 from lib.rendezvous import joined
+from lib.trackers import Trackers, forget_run, tracker_names
 
 
 def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
@@ -102,6 +116,7 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
             print("this model has no slow tokenizer: using the fast one", file=sys.stderr)
     sampler, train_loader, eval_loader = make_loaders(config, inputs, accelerator)
     updates_per_epoch = len(sampler.start(epoch=0))
+    collator = make_collator(config, inputs, accelerator, sampler.most_rows)
     num_updates = config.max_train_steps or config.num_train_epochs * updates_per_epoch
     optimizer, schedule = make_optimizer(config, inputs.model, num_updates, accelerator)
     if accelerator.state.deepspeed_plugin is not None:
@@ -119,7 +134,7 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
             inputs.tokenised,
             sampler.batches,
             train_loader,
-            make_collator(config, inputs, accelerator, sampler.most_rows),
+            collator,
             model,
             accelerator,
             max_length=config.max_length,
@@ -153,8 +168,10 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
         modelling.set_update(schedule, state.update)
         if state.best_update:
             restore(source / checkpoint.BEST_FILE, folder, accelerator, model, inputs.tokenizer)
-    tracking.start_trackers(accelerator, folder, config.to_dict())
-    log = tracking.MetricsLog(folder, accelerator, source=source)
+    trackers = Trackers(accelerator)
+    log = tracking.MetricsLog(folder, accelerator, trackers, source=source)
+    if accelerator.is_main_process:
+        start_trackers(config, trackers, log, inputs, accelerator)
     progress = tracking.Progress(num_updates, state.update, shown=accelerator.is_main_process)
     metric = config.metric_for_best_model or metrics.best_metric_name(inputs.splits.task.metrics)
     patience = config.early_stopping_patience or math.inf
@@ -192,7 +209,8 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
             checkpoints.save(name or f"step_{state.update}", state)
         if accelerator.is_main_process:
             output.write_status(folder, "preempted", state.update)
-        accelerator.end_training()
+        trackers.call("wandb", lambda run: run.mark_preempting())
+        accelerator.state.destroy_process_group()
         return (
             f"after update {state.update} of {num_updates}, which {folder} keeps: run the same "
             "command again to go on"
@@ -238,15 +256,17 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
             learning_rate = max(float(rate) for rate in schedule.get_last_lr())
             schedule.step()
             state.update += 1
-            speed.add(num_rows, inputs.num_tokens(rows))
+            num_tokens, num_padded = batching.num_tokens(
+                inputs.lengths, rows, collator.padded_length
+            )
+            monitor.add_tokens(num_tokens, num_padded)
+            speed.add(num_rows, num_tokens)
             progress.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
-                loss_mean, norm = monitor.read()
                 values = {
                     "epoch": state.update / updates_per_epoch,
-                    "loss": loss_mean,
+                    **monitor.read(),
                     "learning_rate": learning_rate,
-                    "grad_norm": norm,
                     **speed.read(),
                 }
                 log.write(state.update, values)
@@ -260,7 +280,10 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
                 )
                 break
     progress.close()
-    return finish(config, inputs, state, speed, accelerator, agreement)
+    results = finish(config, inputs, state, speed, accelerator, agreement, trackers)
+    trackers.finish()
+    accelerator.end_training()
+    return results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,10 +297,6 @@ class Inputs:
     lengths: list[int]
     data_fingerprint: str
 
-    def num_tokens(self, rows: list[batching.Rows]) -> int:
-        """Tokens of a global batch, without padding."""
-        return sum(self.lengths[row] for micro_batch in rows for row in micro_batch)
-
 
 def start(config: TrainConfig) -> tuple[Accelerator, TrainConfig]:
     """The processes of this run, and the configuration with its open choices made.
@@ -287,7 +306,7 @@ def start(config: TrainConfig) -> tuple[Accelerator, TrainConfig]:
     accelerator = Accelerator(
         # Batches come cut for the processes; Accelerate only deals them out.
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-        log_with=tracking.tracker_names(config.with_tracking, config.report_to),
+        log_with=tracker_names(config.with_tracking, config.report_to),
         project_dir=config.output_dir,
     )
     check_world(accelerator.num_processes)
@@ -353,6 +372,7 @@ def claim_output(config: TrainConfig, source: Path | None, accelerator: Accelera
             for path in checkpoint.owned(folder):
                 if source is None or path.resolve() != source.resolve():
                     output.discard(path)
+            forget_run(folder)
         output.claim(folder, config.to_dict())
         output.write_status(folder, "running", 0)
 
@@ -529,23 +549,23 @@ def finish(
     speed: tracking.Speed,
     accelerator: Accelerator,
     agreement: Agreement,
+    trackers: Trackers,
 ) -> dict[str, Any]:
     """Evaluate the saved model, as its users will load it, and write all results."""
     folder = Path(config.output_dir)
     task = inputs.splits.task
     best = AutoModelForSequenceClassification.from_pretrained(folder).to(accelerator.device)
     results: dict[str, Any] = {}
+    predicted = {}
     for part, splits in (("eval", inputs.tokenised.validation), ("test", inputs.tokenised.test)):
         # MNLI has two of each: matched and mismatched.
         for prefix, (split, rows) in zip((part, f"{part}_mm"), splits.items(), strict=False):
             loader = accelerator.prepare_data_loader(
                 make_eval_loader(config, inputs, accelerator, rows)
             )
-            predictions = predict(best, loader, accelerator, agreement.check)
-            scores = on_main_process(
-                accelerator,
-                lambda: report.write_split(folder, split, predictions, task, seed=config.seed),  # noqa: B023
-            )
+            predicted[split] = predict(best, loader, accelerator, agreement.check)
+            write = partial(report.write_split, folder, split, predicted[split], task)
+            scores = on_main_process(accelerator, partial(write, seed=config.seed))
             results |= prefixed(prefix, scores or {})
     results |= {
         "best_update": state.best_update,
@@ -554,29 +574,46 @@ def finish(
         "seconds_to_first_update": speed.seconds_to_first_update,
     }
 
-    def write() -> None:
+    def write_all() -> None:
+        facts = facts_of(config, inputs, accelerator)
+        split, rows = next(iter(inputs.splits.validation.items()))
         sampler, _, _ = make_loaders(config, inputs, accelerator)
-        collate = make_collator(config, inputs, accelerator, sampler.most_rows)
-        padding = batching.padding_shares(
-            inputs.lengths,
-            sampler.batches,
-            max_length=config.max_length,
-            padded_length=collate.padded_length,
-        )
         report.write_results(
             folder,
             results,
             task=task,
             config=config.to_dict(),
-            data_source=inputs.splits.source,
-            data_fingerprint=inputs.data_fingerprint,
-            model_revision=modelling.revision_of(config.model_name_or_path, config.model_revision),
-            device=f"{accelerator.num_processes} x {modelling.device_name(accelerator.device)}",
-            precision=precision(accelerator),
-            rows=inputs.splits.validation[task.validation[0]],
+            facts=facts,
+            rows=rows,
             lengths=inputs.lengths,
-            padding=padding,
+            padding=batching.padding_shares(
+                inputs.lengths,
+                sampler.batches,
+                max_length=config.max_length,
+                padded_length=make_collator(
+                    config, inputs, accelerator, sampler.most_rows
+                ).padded_length,
+            ),
         )
+        texts = {column: rows[column] for column in task.columns}
+        for work in (
+            partial(
+                wandb_charts.log_predictions,
+                predictions=predicted[split],
+                texts=texts,
+                names=task.labels,
+                update=state.best_update,
+            ),
+            partial(wandb_charts.log_results, results=results),
+            partial(
+                wandb_charts.log_model,
+                folder=folder,
+                results=results,
+                facts=facts,
+                how=config.log_model,
+            ),
+        ):
+            trackers.call("wandb", work)
         output.write_status(folder, "finished", state.update)
         print(f"best model, of update {state.best_update}, and its results: {folder}")
         if config.push_to_hub:
@@ -584,9 +621,48 @@ def finish(
                 f"to upload it: hf upload {config.hub_model_id or folder.resolve().name} {folder}"
             )
 
-    on_main_process(accelerator, write)
-    accelerator.end_training()
+    on_main_process(accelerator, write_all)
     return results
+
+
+def facts_of(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> dict[str, Any]:
+    """Where a run comes from: code, data, model and machine."""
+    return report.facts(
+        data=inputs.splits.source,
+        data_fingerprint=inputs.data_fingerprint,
+        num_rows={split: len(rows) for split, rows in inputs.splits.all.items()},
+        model=config.model_name_or_path,
+        model_revision=modelling.revision_of(config.model_name_or_path, config.model_revision),
+        num_parameters=sum(weights.numel() for weights in inputs.model.parameters()),
+        device=f"{accelerator.num_processes} x {modelling.device_name(accelerator.device)}",
+        precision=precision(accelerator),
+    )
+
+
+def start_trackers(
+    config: TrainConfig,
+    trackers: Trackers,
+    log: tracking.MetricsLog,
+    inputs: Inputs,
+    accelerator: Accelerator,
+) -> None:
+    """Start what --report_to names, with what a dashboard shall know of the run."""
+    folder = Path(config.output_dir)
+    trackers.start(
+        [str(name) for name in accelerator.log_with],
+        config.wandb_project,
+        {**config.to_dict(), **facts_of(config, inputs, accelerator)},
+        folder=folder,
+        lines=log.lines(),
+        last_update=log.last_update,
+        wandb_options={
+            "entity": config.wandb_entity,
+            "name": config.run_name or folder.resolve().name,
+            "group": config.run_group,
+            "tags": list(config.tags),
+            "mode": config.wandb_mode,
+        },
+    )
 
 
 def launched() -> None:

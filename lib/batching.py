@@ -176,20 +176,29 @@ def collator(
     return PaddedBatches(pad, filling, num_rows or 1, lengths)
 
 
-def padding_share(
+def num_tokens(
     lengths: Sequence[int],
     batches: Sequence[Rows],
     padded_length: Callable[[int], int] = lambda longest: longest,
-) -> float:
-    """Fraction of the tokens of `batches` that is padding.
+) -> tuple[int, int]:
+    """Tokens of `batches`: the real ones, and those that they are padded to.
 
     Args:
         lengths: tokens of each row.
         padded_length: tokens to which a batch is padded, from those of its longest row.
     """
-    tokens = np.asarray(lengths)
-    padded = sum(len(rows) * padded_length(int(tokens[rows].max())) for rows in batches if rows)
-    real = sum(int(tokens[rows].sum()) for rows in batches)
+    own = [[lengths[row] for row in rows] for rows in batches if rows]
+    padded = sum(len(rows) * padded_length(max(rows)) for rows in own)
+    return sum(map(sum, own)), padded
+
+
+def padding_share(
+    lengths: Sequence[int],
+    batches: Sequence[Rows],
+    padded_length: Callable[[int], int] = lambda longest: longest,
+) -> float:
+    """Fraction of the tokens of `batches` that is padding; arguments as in `num_tokens`."""
+    real, padded = num_tokens(lengths, batches, padded_length)
     return 1 - real / padded
 
 

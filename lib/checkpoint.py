@@ -6,6 +6,7 @@ executes nothing: it holds safetensors and JSON, whatever the number of processe
 weights were sharded. Only under DeepSpeed are weights and moments in files of DeepSpeed's own.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,7 +18,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -188,22 +189,25 @@ class Checkpoints:
         Raises:
             InputError: it is of another model.
         """
-        contents = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
-        monitored, scaler = contents.pop("monitor"), contents.pop("scaler")
         try:
+            contents = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
+            monitored, scaler = contents.pop("monitor"), contents.pop("scaler")
+            state = TrainingState(**contents)
             if self.by_deepspeed:
                 self.accelerator.load_state(str(source))
                 # It counts micro-batches, and this run may accumulate others.
                 self.accelerator.step = 0
             else:
                 self._load_tensors(source)
-        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"checkpoint {source} does not fit this run: {reason}") from error
+            if state.best_update:
+                with safe_open(source / BEST_FILE, framework="pt"):
+                    pass  # `export.restore` will take it as it is
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as bad:
+            reason = " ".join(str(bad).split())[:200]
+            raise InputError(f"checkpoint {source} does not fit this run: {reason}") from bad
         self.monitor.load(monitored)
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
-        state = TrainingState(**contents)
         self.saved = dataclasses.replace(state)
         return state
 
@@ -259,15 +263,24 @@ class Checkpoints:
 
 
 def owned(folder: Path) -> dict[Path, dict[str, Any]]:
-    """The checkpoints of this script in an output folder, with their manifests; unverified."""
+    """The checkpoints in an output folder that this script wrote, with their manifests; unverified.
+
+    A folder whose manifest cannot be read may be anybody's, and is not among them.
+    """
     found = {}
-    for path in sorted(folder.glob("*_*")):
-        if re.fullmatch(r"(step|epoch)_\d+", path.name) and (path / MANIFEST_FILE).is_file():
-            try:
-                found[path] = _manifest(path)
-            except InputError:
-                continue  # `newest` tells of it; what cannot be read is left alone
+    for path in _candidates(folder):
+        with contextlib.suppress(InputError):
+            found[path] = _manifest(path)
     return found
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Folders that are named as checkpoints are."""
+    return [
+        path
+        for path in sorted(folder.glob("*_*"))
+        if re.fullmatch(r"(step|epoch)_\d+", path.name) and path.is_dir()
+    ]
 
 
 def newest(folder: Path) -> tuple[tuple[Path, dict[str, Any]] | None, list[str]]:
@@ -277,12 +290,11 @@ def newest(folder: Path) -> tuple[tuple[Path, dict[str, Any]] | None, list[str]]
     """
     candidates = []
     remarks = []
-    for path in sorted(folder.glob("*_*")):
-        if re.fullmatch(r"(step|epoch)_\d+", path.name) and path.is_dir():
-            try:
-                candidates.append((_manifest(path)["update"], path))
-            except InputError as error:
-                remarks.append(str(error))
+    for path in _candidates(folder):
+        try:
+            candidates.append((_manifest(path)["update"], path))
+        except InputError as error:
+            remarks.append(str(error))
     for _, path in sorted(candidates, reverse=True):
         try:
             return (path, verify(path)), remarks

@@ -169,6 +169,20 @@ class TrainConfig:
     """Log to the trackers of --report_to as well."""
     report_to: tuple[str, ...] = ()
     """Trackers: wandb, tensorboard, trackio, ..., all or none. Naming one turns tracking on."""
+    wandb_project: str = "train_mrpc"
+    """Project on wandb, or of the other trackers."""
+    wandb_entity: str | None = None
+    """User or team on wandb. Default: the key's own."""
+    wandb_mode: str | None = None
+    """online, offline or disabled. Default: WANDB_MODE, else online with a key and a server."""
+    run_name: str | None = None
+    """Name of the run in the trackers. Default: the name of --output_dir."""
+    run_group: str | None = None
+    """Group of the run on wandb, such as the seeds of one recipe."""
+    tags: tuple[str, ...] = ()
+    """Tags of the run on wandb."""
+    log_model: str = "reference"
+    """The best model as an artifact on wandb: reference (its path), file (uploaded) or none."""
     push_to_hub: bool = False
     """Print the command that uploads the finished folder to the hub."""
     hub_model_id: str | None = None
@@ -194,6 +208,9 @@ class TrainConfig:
         if self.task_name is not None:
             _check_choice("task_name", self.task_name, tuple(TASKS))
         _check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        _check_choice("log_model", self.log_model, ("reference", "file", "none"))
+        if self.wandb_mode is not None:
+            _check_choice("wandb_mode", self.wandb_mode, ("online", "offline", "disabled"))
         for name in self.report_to:
             _check_choice("report_to", name, (*TRACKERS, "all", "none"))
         if len(self.text_columns) > 2:
@@ -314,6 +331,13 @@ FREE_TO_CHANGE = {
     "peer_timeout",
     "with_tracking",
     "report_to",
+    "wandb_project",
+    "wandb_entity",
+    "wandb_mode",
+    "run_name",
+    "run_group",
+    "tags",
+    "log_model",
     "push_to_hub",
     "hub_model_id",
 }

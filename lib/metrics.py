@@ -165,13 +165,18 @@ def expected_calibration_error(confidence: Array, accuracy: Array, counts: Array
     return float(np.nansum(counts * np.abs(accuracy - confidence)) / counts.sum())
 
 
-def mean_loss(logits: Array, labels: Array) -> float:
-    """Mean cross-entropy over the rows, or mean squared error of (rows, 1) logits."""
+def row_losses(logits: Array, labels: Array) -> Array:
+    """Cross-entropy of each row, or the squared error of (rows, 1) logits; float64 of (rows,)."""
     logits = logits.astype(np.float64)
     if logits.shape[1] == 1:
-        return float(np.mean((logits[:, 0] - labels) ** 2))
+        return np.asarray((logits[:, 0] - labels) ** 2)
     log_probabilities = scipy.special.log_softmax(logits, axis=1)
-    return float(-log_probabilities[np.arange(len(labels)), labels.astype(int)].mean())
+    return np.asarray(-log_probabilities[np.arange(len(labels)), labels.astype(int)])
+
+
+def mean_loss(logits: Array, labels: Array) -> float:
+    """The mean of `row_losses`."""
+    return float(row_losses(logits, labels).mean())
 
 
 def collapsed_class(predictions: Array) -> int | None:

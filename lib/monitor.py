@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lib.errors import NonFiniteError
 
+# What is counted between two readings.
+COUNTS = ("num_rows", "num_tokens", "num_padded")
+
 
 class Monitor:
     """Sums the loss over micro-batches, and keeps a non-finite gradient from being applied.
@@ -42,10 +45,17 @@ class Monitor:
         # The number of the first update that was not finite, or 0.
         self.first_bad = torch.zeros((), device=accelerator.device)
         self.num_rows = 0
+        self.num_tokens = 0
+        self.num_padded = 0
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, summed over its rows."""
         self.update_loss += loss.detach()
+
+    def add_tokens(self, num_tokens: int, num_padded: int) -> None:
+        """Add the tokens of an update, real ones and those that were padded to."""
+        self.num_tokens += num_tokens
+        self.num_padded += num_padded
 
     def before_update(self, update: int, num_rows: int, grad_norm: Tensor | float | None) -> None:
         """Look at update number `update` (from 1), of `num_rows` rows over all processes."""
@@ -82,7 +92,7 @@ class Monitor:
     def state(self) -> dict[str, Any]:
         """What was summed since the last reading, for a checkpoint; all processes call this."""
         sums = self.accelerator.gather(self.loss_sum.reshape(1)).tolist()
-        return {"loss_sums": sums, "num_rows": self.num_rows}
+        return {"loss_sums": sums} | {name: getattr(self, name) for name in COUNTS}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`, which may be of another number of processes."""
@@ -90,19 +100,27 @@ class Monitor:
         if len(sums) != self.accelerator.num_processes:
             sums = [math.fsum(sums) if number == 0 else 0.0 for number in range(process + 1)]
         self.loss_sum.fill_(sums[process])
-        self.num_rows = state["num_rows"]
+        for name in COUNTS:
+            setattr(self, name, state[name])
 
-    def read(self) -> tuple[float, float | None]:
-        """Mean loss over the rows since the last reading, and the last gradient norm.
+    def read(self) -> dict[str, float | None]:
+        """The mean `loss` over the rows since the last reading, and the last `grad_norm`.
 
-        The norm is None if it is not finite, as under fp16 when the scaler skips an update.
+        Also the share of `padding` in the tokens. The norm is None if it is not finite, as under
+        fp16 when the scaler skips an update.
 
         Raises:
             NonFiniteError: as `check`.
         """
         self.check()
         mean = self.accelerator.reduce(self.loss_sum, reduction="sum").item() / self.num_rows
-        self.loss_sum.zero_()
-        self.num_rows = 0
         norm = float(self.grad_norm)
-        return mean, norm if math.isfinite(norm) else None
+        padding = 1 - self.num_tokens / self.num_padded
+        self.loss_sum.zero_()
+        for name in COUNTS:
+            setattr(self, name, 0)
+        return {
+            "loss": mean,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "padding": padding,
+        }

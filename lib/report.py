@@ -105,22 +105,28 @@ def write_split(
     return results
 
 
+def facts(**more: Any) -> dict[str, Any]:
+    """Where a run comes from: the command, the code, its libraries, and `more`."""
+    return {
+        "command": " ".join(sys.argv),
+        "commit": git_commit(Path(__file__).parent),
+        "versions": software(),
+        **more,
+    }
+
+
 def write_results(
     folder: Path,
     results: Mapping[str, Any],
     *,
     task: Task,
     config: Mapping[str, Any],
-    data_source: str,
-    data_fingerprint: str,
-    model_revision: str | None,
-    device: str,
-    precision: str,
+    facts: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     lengths: Sequence[int],
     padding: Mapping[str, float],
 ) -> None:
-    """Write all_results.json, manifest.json, the report and the model card.
+    """Write all_results.json, manifest.json (the `facts` and the speed), report and model card.
 
     Args:
         rows, lengths, padding: as for `report_page.write_page`.
@@ -129,18 +135,8 @@ def write_results(
     from lib.report_page import write_page
 
     write_json(folder / "all_results.json", results)
-    manifest = {
-        "command": " ".join(sys.argv),
-        "commit": git_commit(Path(__file__).parent),
-        "versions": software(),
-        "data": data_source,
-        "data_fingerprint": data_fingerprint,
-        "model": config["model_name_or_path"],
-        "model_revision": model_revision,
-        "device": device,
-        "precision": precision,
-        **{key: value for key, value in results.items() if key.startswith(("train_", "sec"))},
-    }
+    speed = {key: value for key, value in results.items() if key.startswith(("train_", "sec"))}
+    manifest = {**facts, **speed}
     write_json(folder / "manifest.json", manifest)
     plots = write_page(
         folder,
@@ -157,12 +153,12 @@ def write_results(
         model_card(
             name=folder.resolve().name,
             base_model=config["model_name_or_path"],
-            dataset=data_source,
+            dataset=facts["data"],
             task_name=config["task_name"],
             num_texts=len(task.columns),
             results=results,
             config=config,
-            device=device,
+            device=facts["device"],
             plots=plots,
         ),
     )

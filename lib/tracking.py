@@ -1,95 +1,64 @@
-"""What a run says of itself: metrics.jsonl (the truth), the trackers, and the terminal."""
+"""What a run says of itself: metrics.jsonl, which is the truth, and the terminal."""
 
+import contextlib
 import json
-import netrc
-import os
 import sys
 import time
-import urllib.parse
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from tqdm import tqdm
 
-from lib.errors import InputError
-from lib.output import write_text, writing
+from lib.output import replacing, writing
+from lib.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
-
-
-def tracker_names(with_tracking: bool, report_to: Sequence[str]) -> list[str]:
-    """The trackers to start: those named, or all that are installed; none unless asked.
-
-    Raises:
-        InputError: one is named that is not installed; Accelerate would leave it out in silence.
-    """
-    if "none" in report_to or not (with_tracking or report_to):
-        return []
-    installed = [str(name) for name in get_available_trackers()]
-    if not report_to or "all" in report_to:
-        return installed
-    for name in report_to:
-        if name not in installed:
-            raise InputError(f"--report_to {name}: it is not installed; pip install {name}")
-    return list(report_to)
-
-
-def start_trackers(accelerator: Accelerator, folder: Path, config: Mapping[str, Any]) -> None:
-    """Start the trackers that the accelerator was made with, with their files in `folder`.
-
-    wandb runs offline if it has no key.
-    """
-    if not accelerator.log_with:
-        return
-    if "wandb" in accelerator.log_with and not _has_wandb_key():
-        # Without a key wandb asks for one, or ends the run where there is nobody to ask.
-        os.environ.setdefault("WANDB_MODE", "offline")
-    os.environ.setdefault("WANDB_DIR", str(folder))
-    plain = {
-        name: value if isinstance(value, (int, float, str, bool)) else str(value)
-        for name, value in config.items()
-    }
-    accelerator.init_trackers("train_mrpc", config=plain)
-
-
-def _has_wandb_key() -> bool:
-    """Whether the environment or `wandb login` (which writes to .netrc) gives a key."""
-    import wandb
-
-    settings = wandb.setup().settings
-    host = urllib.parse.urlparse(settings.base_url).hostname or ""
-    try:
-        saved = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-    except (FileNotFoundError, netrc.NetrcParseError):
-        saved = None
-    return bool(settings.api_key or saved)
 
 
 class MetricsLog:
     """Appends a line to metrics.jsonl for each logged update and each evaluation.
 
-    Lines hold `update`, `epoch` and the figures. Only the main process writes.
+    Lines hold `update`, `epoch` and the figures. Only the main process writes, and passes each line
+    on to the trackers.
 
     Args:
-        source: the lines up to where a run goes on, which a checkpoint holds; None starts anew.
+        source: the checkpoint that a run goes on from, which holds the lines so far; None starts
+            anew.
+
+    Attributes:
+        last_update: of the last line that an earlier start had written.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, *, source: Path | None) -> None:
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, trackers: Trackers, *, source: Path | None
+    ) -> None:
         self.path = folder / METRICS_FILE
         self.accelerator = accelerator
+        self.trackers = trackers
+        self.last_update = 0
         if accelerator.is_main_process:
-            lines = "" if source is None else (source / METRICS_FILE).read_text(encoding="utf-8")
-            write_text(self.path, lines)
+            self.last_update = max((int(line["update"]) for line in self.lines()), default=0)
+            with replacing(self.path) as new:
+                new.write_bytes(b"" if source is None else (source / METRICS_FILE).read_bytes())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines so far, without one that a killed run left half."""
+        found = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
 
     def write(self, update: int, values: Mapping[str, float | None]) -> None:
         if self.accelerator.is_main_process:
+            line = {"update": update, **values}
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"update": update, **values}) + "\n")
-        self.accelerator.log({name: v for name, v in values.items() if v is not None}, step=update)
+                file.write(json.dumps(line) + "\n")
+            self.trackers.log(line)
 
 
 class Speed:

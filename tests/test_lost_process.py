@@ -18,7 +18,7 @@ from lib.rendezvous import lost_message
 def test_a_killed_process_is_named(long_flags, tmp_path):  # noqa: F811
     folder, log = tmp_path / "out", tmp_path / "log"
     processes = start_two(arguments_of(long_flags, folder), log)
-    wait_for(lambda: last_update(folder) > 40)
+    wait_for(lambda: last_update(folder) > 20)
     processes[1].kill()
     assert processes[0].wait(30) == 1
     printed = log.read_text()
@@ -29,7 +29,7 @@ def test_a_process_that_is_silent_counts_as_lost(long_flags, tmp_path):  # noqa:
     """Stopped, it neither answers nor closes its connections, like one behind a cut link."""
     folder, log = tmp_path / "out", tmp_path / "log"
     processes = start_two([*arguments_of(long_flags, folder), "--peer_timeout=6"], log)
-    wait_for(lambda: last_update(folder) > 40)
+    wait_for(lambda: last_update(folder) > 20)
     processes[1].send_signal(signal.SIGSTOP)
     try:
         assert processes[0].wait(60) == 1
@@ -45,12 +45,12 @@ def test_max_restarts_goes_on_from_the_newest_checkpoint(long_flags, whole, tmp_
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = [*arguments_of(long_flags, folder), "--overwrite_output_dir"]
     launcher = start_script(arguments, num_processes=2, log=log, options=["--max_restarts=2"])
-    for number in (40, 200):
+    for number in (20, 100):
         wait_for(lambda: last_update(folder) > number)  # noqa: B023
         os.kill(workers(launcher.pid)[rank], signal.SIGKILL)
     assert launcher.wait(120) == 0, log.read_text()
     assert log.read_text().count("going on from") == 2
-    assert_same_run(folder, whole(2, 1), "step_420")
+    assert_same_run(folder, whole(2, 1), "step_210")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_link_between_two_machines_is_cut(long_flags, whole, machines, tmp_p
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = [*arguments_of(long_flags, folder), "--peer_timeout=6"]
     processes = start_two(arguments, log, machines=machines)
-    wait_for(lambda: last_update(folder) > 40)
+    wait_for(lambda: last_update(folder) > 20)
     subprocess.run(["ip", "-n", machines[1], "link", "set", "veth0", "down"], check=True)
     assert [process.wait(60) for process in processes] == [1, 1]
     printed = log.read_text()
@@ -92,7 +92,7 @@ def test_the_link_between_two_machines_is_cut(long_flags, whole, machines, tmp_p
     subprocess.run(["ip", "-n", machines[1], "link", "set", "veth0", "up"], check=True)
     processes = start_two(arguments, log, machines=machines)
     assert [process.wait(120) for process in processes] == [0, 0]
-    assert_same_run(folder, whole(2, 1), "step_420")
+    assert_same_run(folder, whole(2, 1), "step_210")
 
 
 def start_two(arguments, log, machines=None):

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import assert_same_run, run_script, start_script, wait_for, workers
 
-NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "4"))
+NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def long_flags(flags, dropout_bert):
     return [
         *flags,
         f"--model_name_or_path={dropout_bert}",
-        "--num_train_epochs=60",
+        "--num_train_epochs=30",
         "--eval_every=30",
         "--checkpointing_steps=30",
         "--checkpoints_to_keep=1",
@@ -69,24 +69,32 @@ def evaluating(folder):
     return last_update(folder) > 0 and last_update(folder) % 60 == 0
 
 
+def listens(pid):
+    """Whether the process has taken SIGUSR1 over: until then it would die of it."""
+    with open(f"/proc/{pid}/status") as file:
+        caught = next(line for line in file if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGUSR1 - 1))
+
+
 MOMENTS = {
     "start-up": lambda folder: True,
-    "training": lambda folder: last_update(folder) > 40,
+    "training": lambda folder: last_update(folder) > 20,
     "evaluation": evaluating,
     "writing": lambda folder: any(folder.glob(".step_*.writing")),
 }
 
 
-@pytest.mark.parametrize("moment", list(MOMENTS))
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [*(("SIGTERM", moment) for moment in MOMENTS), ("SIGINT", "training"), ("SIGUSR1", "training")],
+)
 def test_a_signal_ends_in_order_and_the_same_command_goes_on(
     long_flags, whole, tmp_path, moment, name
 ):
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = arguments_of(long_flags, folder)
     process = start_script(arguments, log=log)
-    if moment == "start-up":
-        time.sleep(1)
+    wait_for(lambda: listens(process.pid))
     wait_for(lambda: MOMENTS[moment](folder))
     for _ in range(3):  # the second and the third change nothing
         process.send_signal(signal.Signals[name])
@@ -101,21 +109,21 @@ def test_a_signal_ends_in_order_and_the_same_command_goes_on(
     else:
         stopped = status(folder)
         assert stopped["status"] == "preempted"
-        assert f"after update {stopped['update']} of 420" in printed
+        assert f"after update {stopped['update']} of 210" in printed
         assert (folder / f"step_{stopped['update']}" / "manifest.json").exists()
     assert run_script(arguments).returncode == 0
-    assert_same_run(folder, whole(1, 1), "step_420")
+    assert_same_run(folder, whole(1, 1), "step_210")
 
 
-@pytest.mark.parametrize("who", ["rank 0", "rank 1", "all", "launcher"])
+@pytest.mark.parametrize("who", ["rank 1", "all", "launcher"])
 def test_a_signal_to_one_of_two_processes_stops_both(long_flags, whole, tmp_path, who):
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = arguments_of(long_flags, folder, accumulation=2)
     launcher = start_script(arguments, num_processes=2, log=log)
-    wait_for(lambda: last_update(folder) > 40)
+    wait_for(lambda: last_update(folder) > 20)
     ranks = workers(launcher.pid)
     assert len(ranks) == 2
-    told = {"rank 0": ranks[:1], "rank 1": ranks[1:], "all": ranks, "launcher": [launcher.pid]}
+    told = {"rank 1": ranks[1:], "all": ranks, "launcher": [launcher.pid]}
     for pid in told[who]:
         os.kill(pid, signal.SIGTERM)
     assert launcher.wait(60) != 0
@@ -123,14 +131,14 @@ def test_a_signal_to_one_of_two_processes_stops_both(long_flags, whole, tmp_path
     assert printed.count("train_mrpc.py: stopped by SIGTERM after update") == 1
     assert status(folder)["status"] == "preempted"
     assert run_script(arguments, num_processes=2).returncode == 0
-    assert_same_run(folder, whole(2, 2), "step_420")
+    assert_same_run(folder, whole(2, 2), "step_210")
 
 
 def test_a_signal_to_one_process_while_it_starts(long_flags, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
     launcher = start_script(arguments_of(long_flags, folder), num_processes=2, log=log)
     ranks = wait_for(lambda: found if len(found := workers(launcher.pid)) == 2 else None)
-    time.sleep(1)
+    wait_for(lambda: listens(ranks[1]))
     os.kill(ranks[1], signal.SIGUSR1)
     assert launcher.wait(60) != 0
     assert log.read_text().count("stopped by SIGUSR1 before the first update") == 1
@@ -154,7 +162,7 @@ def test_killed_anywhere_the_result_is_the_same(
         kill_all(process, num_processes)
     done = run_script(arguments, num_processes=num_processes)
     assert done.returncode == 0, done.stderr
-    assert_same_run(folder, whole(num_processes, accumulation), "step_420")
+    assert_same_run(folder, whole(num_processes, accumulation), "step_210")
     assert not list(folder.glob(".*")), "nothing half written is left"
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import sklearn.metrics
-from conftest import pairs, read_metrics, read_weights, run_script, write_csv
-from test_training import assert_same_course, difference
+from conftest import pairs, read_metrics, run_script, write_csv
+from test_training import assert_same_course
 
 from lib.command_line import parse_arguments
 from train_mrpc import main

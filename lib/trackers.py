@@ -1,0 +1,300 @@
+"""The trackers (wandb, TensorBoard, trackio, ...), which show what metrics.jsonl holds.
+
+metrics.jsonl is the truth. A tracker that fails is given up with a warning, and the run goes on.
+Only the main process has trackers.
+"""
+
+import json
+import netrc
+import os
+import secrets
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, get_available_trackers
+
+from lib.errors import InputError
+from lib.output import write_text
+
+RUN_ID_FILE = "wandb_run_id"
+STEP = "train/global_step"
+
+# Seconds that the wandb server has to answer before the run is tracked offline.
+SERVER_SECONDS = 5.0
+
+# What tells lines apart: an update may have one of training and one of an evaluation.
+Line = tuple[str, int]
+
+
+def tracker_names(with_tracking: bool, report_to: Sequence[str]) -> list[str]:
+    """The trackers to start: those named, or all that are installed; none unless asked.
+
+    Raises:
+        InputError: one is named that is not installed; Accelerate would leave it out in silence.
+    """
+    if "none" in report_to or not (with_tracking or report_to):
+        return []
+    installed = [str(name) for name in get_available_trackers()]
+    if not report_to or "all" in report_to:
+        return installed
+    for name in report_to:
+        if name not in installed:
+            raise InputError(f"--report_to {name}: it is not installed; pip install {name}")
+    return list(report_to)
+
+
+class Trackers:
+    """The trackers that were started, each with the lines that it holds from earlier starts."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.known: dict[str, Callable[[Line], bool]] = {}
+
+    def start(
+        self,
+        names: Iterable[str],
+        project: str,
+        config: Mapping[str, Any],
+        *,
+        folder: Path,
+        lines: Sequence[Mapping[str, Any]],
+        last_update: int,
+        wandb_options: Mapping[str, Any],
+    ) -> None:
+        """Start trackers, and give them what they lack of `lines`.
+
+        Args:
+            config: the resolved configuration and facts of the run, shown as they are.
+            lines: those of metrics.jsonl up to where the run goes on.
+            last_update: that of the last line before the run was started again.
+            wandb_options: entity, name, group, tags and mode for `wandb.init`.
+        """
+        for name in names:
+            try:
+                self._start(name, project, config, folder, last_update, wandb_options)
+            except Exception as error:
+                self._give_up(name, error)
+        for line in lines:
+            self.log(line)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Log a line of metrics.jsonl: `train/...` or `eval/...`, over `train/global_step`."""
+        values = _named(line)
+        key = _key(values)
+        for tracker in list(self.accelerator.trackers):
+            if self.known[tracker.name](key):
+                continue
+            # wandb drops rows whose step goes back, and takes its axis from the values.
+            step = None if tracker.name == "wandb" else key[1]
+            self._try(tracker, lambda: tracker.log(values, step=step))  # noqa: B023
+
+    def call(self, name: str, work: Callable[[Any], None]) -> None:
+        """Do `work` with the run of the tracker `name`, if it is there."""
+        for tracker in list(self.accelerator.trackers):
+            if tracker.name == name:
+                self._try(tracker, lambda: work(tracker.tracker))  # noqa: B023
+
+    def finish(self) -> None:
+        """The run is over and well. One that fails is finished by wandb, with its exit status."""
+        for tracker in list(self.accelerator.trackers):
+            self._try(tracker, tracker.finish)
+        self.accelerator.trackers = []
+
+    def _try(self, tracker: GeneralTracker, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self.accelerator.trackers.remove(tracker)
+            self._give_up(tracker.name, error)
+
+    @staticmethod
+    def _give_up(name: str, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:200]
+        print(
+            f"{name}: {type(error).__name__}: {reason}; the run goes on without it, and "
+            "metrics.jsonl has it all",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _start(
+        self,
+        name: str,
+        project: str,
+        config: Mapping[str, Any],
+        folder: Path,
+        last_update: int,
+        wandb_options: Mapping[str, Any],
+    ) -> None:
+        self.known[name] = lambda line: line[1] <= last_update
+        options: dict[str, Any] = {}
+        config = {field: _without_home(value) for field, value in config.items()}
+        if name != "wandb":
+            config = {
+                field: value if isinstance(value, (int, float, str, bool)) else str(value)
+                for field, value in config.items()
+            }
+        if name == "tensorboard":
+            # All that is there goes, and comes again from metrics.jsonl.
+            options = {"purge_step": 0}
+            self.known[name] = lambda line: False
+        elif name == "trackio":
+            os.environ.setdefault("TRACKIO_DIR", str(folder.resolve() / "trackio"))
+            options = {"name": wandb_options.get("name") or folder.name, "resume": "allow"}
+        elif name == "wandb":
+            options = self._wandb_options(folder, wandb_options)
+        self._init(name, project, config, options)
+
+    def _init(
+        self, name: str, project: str, config: Mapping[str, Any], options: dict[str, Any]
+    ) -> None:
+        self.accelerator.log_with = [name]
+        before = list(self.accelerator.trackers)
+        try:
+            self.accelerator.init_trackers(
+                project, config=dict(config), init_kwargs={name: options}
+            )
+        except Exception:
+            self.accelerator.trackers = before
+            if name != "wandb" or options["mode"] != "online":
+                raise
+            import wandb
+
+            wandb.teardown()  # without it the next start finds its run ID in use
+            _say_offline("the server refused the start", Path(options["dir"]))
+            self._init(name, project, config, {**options, "mode": "offline"})
+            return
+        if name == "wandb":
+            run = self.accelerator.get_tracker("wandb", unwrap=True)
+            run.define_metric(STEP)
+            run.define_metric("*", step_metric=STEP)
+            if not run.offline and run.resumed:
+                last = int(run.summary.get(STEP) or 0)
+                self.known[name] = lambda line: line[1] <= last
+
+    def _wandb_options(self, folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        import wandb
+
+        os.environ.setdefault("WANDB_DIR", str(folder))
+        for kind in ("DATA", "CACHE", "CONFIG"):
+            # A home that cannot be written would end the run at its first table.
+            os.environ.setdefault(
+                f"WANDB_{kind}_DIR", str(folder.resolve() / "wandb" / kind.lower())
+            )
+        held = _offline_lines(folder)
+        self.known["wandb"] = lambda line: line in held
+        mode = wanted.get("mode") or os.environ.get("WANDB_MODE")
+        if mode is None:
+            reason = _no_server(wandb.setup().settings.base_url, wandb.setup().settings.api_key)
+            mode = "offline" if reason else "online"
+            if reason:
+                _say_offline(reason, folder)
+        return {
+            **wanted,
+            "mode": mode,
+            "dir": os.environ["WANDB_DIR"],
+            "id": run_id(folder),
+            "resume": "allow",
+            "settings": wandb.Settings(
+                x_transaction_log_flush_interval=1.0,  # 15 by default: the tail of a killed run
+                init_timeout=60.0,
+                finish_timeout=120.0,
+            ),
+        }
+
+
+def run_id(folder: Path) -> str:
+    """The wandb run of an output folder, however often it is started; `WANDB_RUN_ID` wins."""
+    given = os.environ.get("WANDB_RUN_ID")
+    path = folder / RUN_ID_FILE
+    if given is None and path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    made = given or secrets.token_hex(4)
+    write_text(path, made + "\n")
+    return made
+
+
+def forget_run(folder: Path) -> None:
+    """Start a new wandb run in a folder whose run is replaced."""
+    (folder / RUN_ID_FILE).unlink(missing_ok=True)
+
+
+def _say_offline(reason: str, folder: Path) -> None:
+    print(
+        f"wandb is offline: {reason}; to upload: wandb sync {folder}/wandb/offline-run-*",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _no_server(base_url: str, api_key: str | None) -> str | None:
+    """Why the server cannot be used; None if it can."""
+    host = urllib.parse.urlparse(base_url).hostname or ""
+    try:
+        saved = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except (FileNotFoundError, netrc.NetrcParseError):
+        saved = None
+    if not (api_key or saved):
+        return "no API key (wandb login)"
+    try:
+        request = urllib.request.Request(base_url, method="HEAD")
+        urllib.request.urlopen(request, timeout=SERVER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return None  # it answers
+    except (OSError, ValueError) as error:
+        return f"{host} does not answer ({error})"
+    return None
+
+
+def _offline_lines(folder: Path) -> set[Line]:
+    """What earlier starts of this run wrote to its offline folders.
+
+    A killed process loses the end of what it logged, so metrics.jsonl does not tell.
+    """
+    held: set[Line] = set()
+    for path in sorted((folder / "wandb").glob(f"offline-run-*-{_known_id(folder)}")):
+        printed = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for line in printed.splitlines():
+            record = json.loads(line)
+            if record["type"] == "history" and STEP in record["history"]["item"]:
+                held.add(_key(record["history"]["item"]))
+    return held
+
+
+def _known_id(folder: Path) -> str:
+    path = folder / RUN_ID_FILE
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "none"
+
+
+def _without_home(value: Any) -> Any:
+    """A value whose paths do not tell who ran it."""
+    home = str(Path.home())
+    return value.replace(home, "~") if isinstance(value, str) and home != "/" else value
+
+
+def _named(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl under the names that the trackers group by."""
+    values: dict[str, Any] = {STEP: line["update"]}
+    for name, value in line.items():
+        if name != "update" and value is not None:
+            kind, _, rest = name.partition("_")
+            values[f"eval/{rest}" if kind == "eval" else f"train/{name}"] = value
+    return values
+
+
+def _key(values: Mapping[str, Any]) -> Line:
+    kind = "eval" if any(name.startswith("eval/") for name in values) else "train"
+    return kind, int(values[STEP])

@@ -1,0 +1,112 @@
+"""What a finished run shows on wandb: charts, its pairs with the hardest first, and the model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.evaluation import Predictions
+from lib.metrics import has_labels, predictions_of, probabilities_of, row_losses
+from lib.trackers import STEP
+
+
+def log_predictions(
+    run: Any,
+    *,
+    predictions: Predictions,
+    texts: Mapping[str, Sequence[str]],
+    names: Sequence[str],
+    update: int,
+) -> None:
+    """Confusion matrix, precision-recall and ROC curves, calibration, and a table of the rows.
+
+    Args:
+        texts: the text columns of the rows.
+        names: of the classes; empty for a regression, which gets the table alone.
+        update: of the model that predicted.
+    """
+    import wandb
+
+    logits, labels = predictions.logits, predictions.labels
+    if not has_labels(labels):
+        return
+    answers = predictions_of(logits)
+    losses = row_losses(logits, labels)
+    shown: dict[str, Any] = {STEP: update}
+    columns: list[str | int] = ["row", *texts, "label", "prediction", "loss"]
+    values: list[Sequence[Any]] = [range(len(labels)), *texts.values()]
+    if names:
+        probabilities = probabilities_of(logits)
+        shown |= {
+            "eval/confusion_matrix": wandb.plot.confusion_matrix(
+                y_true=labels.tolist(), preds=answers.tolist(), class_names=list(names)
+            ),
+            "eval/precision_recall": wandb.plot.pr_curve(
+                labels.tolist(), probabilities.tolist(), list(names)
+            ),
+            "eval/roc": wandb.plot.roc_curve(labels.tolist(), probabilities.tolist(), list(names)),
+            "eval/calibration": _calibration(probabilities, labels),
+        }
+        values += [[names[label] for label in labels], [names[answer] for answer in answers]]
+        values += [losses.tolist(), probabilities.max(axis=1).tolist()]
+        columns.append("probability")
+    else:
+        values += [labels.tolist(), answers.tolist(), losses.tolist()]
+    rows = list(zip(*values, strict=True))
+    hardest = [list(rows[row]) for row in np.argsort(-losses, kind="stable")]
+    shown["eval/pairs"] = wandb.Table(columns=columns, data=hardest)
+    run.log(shown)
+
+
+def _calibration(probabilities: Any, labels: Any, num_bins: int = 10) -> Any:
+    """How often the model is right when it is so sure: bins of equal width."""
+    import wandb
+
+    sure = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((sure * num_bins).astype(int), num_bins - 1)
+    data = [
+        [float(sure[bins == number].mean()), float(right[bins == number].mean())]
+        for number in range(num_bins)
+        if (bins == number).any()
+    ]
+    table = wandb.Table(columns=["probability", "share that is right"], data=data)
+    return wandb.plot.line(table, "probability", "share that is right", title="Calibration")
+
+
+def log_model(
+    run: Any, *, folder: Path, results: Mapping[str, Any], facts: Mapping[str, Any], how: str
+) -> None:
+    """The best model as an artifact.
+
+    Args:
+        facts: base model, its revision and the fingerprint of the data, for its metadata.
+        how: "file" for the files themselves, "reference" for where they lie, "none".
+    """
+    import wandb
+
+    if how == "none":
+        return
+
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={**facts, **results})
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.exists():
+            continue
+        if how == "file":
+            artifact.add_file(str(path), name)
+        else:
+            artifact.add_reference(path.resolve().as_uri(), name)
+    run.log_artifact(artifact)
+
+
+def log_results(run: Any, *, results: Mapping[str, Any]) -> None:
+    """The final figures and their intervals in the run's summary."""
+    for name, value in results.items():
+        kind, _, rest = name.partition("_")
+        shown = f"{kind}/{rest}" if kind in ("eval", "test") else name
+        if name.endswith("_ci95"):
+            run.summary[f"{shown}_low"], run.summary[f"{shown}_high"] = value
+        else:
+            run.summary[f"final/{shown}"] = value
