@@ -577,8 +577,25 @@ def finish(
 
     def write_all() -> None:
         facts = facts_of(config, inputs, accelerator)
-        report.write_results(folder, results, task=task, config=config.to_dict(), facts=facts)
         split, rows = next(iter(inputs.splits.validation.items()))
+        sampler, _, _ = make_loaders(config, inputs, accelerator)
+        report.write_results(
+            folder,
+            results,
+            task=task,
+            config=config.to_dict(),
+            facts=facts,
+            rows=rows,
+            lengths=inputs.lengths,
+            padding=batching.padding_shares(
+                inputs.lengths,
+                sampler.batches,
+                max_length=config.max_length,
+                padded_length=make_collator(
+                    config, inputs, accelerator, sampler.most_rows
+                ).padded_length,
+            ),
+        )
         texts = {column: rows[column] for column in task.columns}
         for work in (
             partial(

@@ -201,6 +201,32 @@ def padding_share(
     return 1 - real / padded
 
 
+def padding_shares(
+    lengths: Sequence[int],
+    batches: Sequence[Sequence[Rows]],
+    *,
+    max_length: int,
+    padded_length: Callable[[int], int],
+) -> dict[str, float]:
+    """The fraction of the tokens of an epoch that is padding, for three ways of batching.
+
+    At a fixed length, in dynamically padded batches of rows as they come, and in `batches`.
+
+    Args:
+        lengths: tokens of each row.
+        batches: the global batches of this run, each a list of micro-batches.
+        max_length: tokens to which the first way pads.
+        padded_length: as for `padding_share`, for this run's micro-batches.
+    """
+    in_order = [part.tolist() for part in np.array_split(np.arange(len(lengths)), len(batches))]
+    micro_batches = [rows for batch in batches for rows in batch]
+    return {
+        "fixed length": 1 - sum(lengths) / (len(lengths) * max_length),
+        "plain dynamic": padding_share(lengths, in_order),
+        "this run": padding_share(lengths, micro_batches, padded_length),
+    }
+
+
 def dropout_seed(seed: int, update: int, micro_batch: int, process_index: int) -> int:
     """The 32-bit seed of the generators for one forward pass, so that none needs saving.
 

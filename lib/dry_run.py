@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lib.batching import PaddedBatches, Rows, padding_share
+from lib.batching import PaddedBatches, Rows, padding_shares
 from lib.data import Splits, model_columns, row_lengths
 from lib.model import device_name, loss_sum
 from lib.processes import precision
@@ -50,14 +49,9 @@ def describe(
     if truncated:
         yield f"at --max_length {max_length} (longer ones are truncated): {truncated} rows"
 
-    in_order = [part.tolist() for part in np.array_split(np.arange(len(lengths)), len(batches))]
-    shares = {
-        "fixed length": 1 - sum(lengths) / (len(lengths) * max_length),
-        "plain dynamic": padding_share(lengths, in_order),
-        "this run": padding_share(
-            lengths, [micro for batch in batches for micro in batch], collate.padded_length
-        ),
-    }
+    shares = padding_shares(
+        lengths, batches, max_length=max_length, padded_length=collate.padded_length
+    )
     words = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     yield f"share of padding: {words}"
 

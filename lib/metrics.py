@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 NUM_RESAMPLES = 1000
+NUM_CALIBRATION_BINS = 15
 
 
 def _f1(predictions: Array, references: Array) -> float:
@@ -128,6 +129,40 @@ def predictions_of(logits: Array) -> Array:
 def probabilities_of(logits: Array) -> Array:
     """(rows, classes) probabilities."""
     return np.asarray(scipy.special.softmax(logits.astype(np.float64), axis=1))
+
+
+def calibration_bins(
+    probabilities: Array, labels: Array, *, num_bins: int = NUM_CALIBRATION_BINS
+) -> tuple[Array, Array, Array]:
+    """Mean confidence, accuracy and number of rows in equally wide bins of confidence.
+
+    Confidence is the probability of the predicted class. Bin m of M takes ((m - 1) / M, m / M];
+    the first two are NaN where it is empty.
+    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", section 2, and its 15.
+
+    Args:
+        probabilities: (rows, classes).
+        labels: (rows,) class numbers.
+
+    Returns:
+        Three arrays of (num_bins,).
+    """
+    confidences = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:-1], confidences, side="left")
+    counts = np.bincount(bins, minlength=num_bins)
+    rows = np.where(counts > 0, counts, np.nan)
+    confidence = np.bincount(bins, weights=confidences, minlength=num_bins) / rows
+    accuracy = np.bincount(bins, weights=correct, minlength=num_bins) / rows
+    return confidence, accuracy, counts
+
+
+def expected_calibration_error(confidence: Array, accuracy: Array, counts: Array) -> float:
+    """Mean distance of accuracy and confidence, over the bins of `calibration_bins` by their rows.
+
+    Source: Guo et al. (2017), equation 3.
+    """
+    return float(np.nansum(counts * np.abs(accuracy - confidence)) / counts.sum())
 
 
 def row_losses(logits: Array, labels: Array) -> Array:

@@ -17,7 +17,7 @@ from lib.errors import InputError
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
-RESULT_FILES = ("all_results.json", "manifest.json")
+RESULT_FILES = ("all_results.json", "manifest.json", "report/index.html")
 
 
 def check_free(folder: Path) -> None:

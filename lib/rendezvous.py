@@ -43,7 +43,7 @@ def joined(peer_timeout: float) -> Iterator[None]:
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise InputError(
-            f"WORLD_SIZE is {num_processes}, but {' and '.join(missing)} are not set: the processes "
+            f"WORLD_SIZE is {num_processes}, but {' and '.join(missing)} not set: the processes "
             "need the address and a port of the first to meet"
         )
     rank = int(os.environ["RANK"])

@@ -1,4 +1,4 @@
-"""What a finished run leaves beside the model: predictions, model card, manifest."""
+"""What a finished run leaves beside the model: predictions, manifest, report, model card."""
 
 import json
 import platform
@@ -122,11 +122,32 @@ def write_results(
     task: Task,
     config: Mapping[str, Any],
     facts: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    lengths: Sequence[int],
+    padding: Mapping[str, float],
 ) -> None:
-    """Write all_results.json, manifest.json (the `facts` and the speed) and the model card."""
+    """Write all_results.json, manifest.json (the `facts` and the speed), report and model card.
+
+    Args:
+        rows, lengths, padding: as for `report_page.write_page`.
+    """
+    # Matplotlib: a second or two that no run should start with.
+    from lib.report_page import write_page
+
     write_json(folder / "all_results.json", results)
     speed = {key: value for key, value in results.items() if key.startswith(("train_", "sec"))}
-    write_json(folder / "manifest.json", {**facts, **speed})
+    manifest = {**facts, **speed}
+    write_json(folder / "manifest.json", manifest)
+    plots = write_page(
+        folder,
+        task=task,
+        results=results,
+        manifest=manifest,
+        config=config,
+        rows=rows,
+        lengths=lengths,
+        padding=padding,
+    )
     write_text(
         folder / "README.md",
         model_card(
@@ -138,6 +159,7 @@ def write_results(
             results=results,
             config=config,
             device=facts["device"],
+            plots=plots,
         ),
     )
 
@@ -173,6 +195,7 @@ def model_card(
     results: Mapping[str, Any],
     config: Mapping[str, Any],
     device: str,
+    plots: Mapping[str, str],
 ) -> str:
     """A model card in Markdown, whose metadata hold the results as a `model-index`.
 
@@ -181,6 +204,7 @@ def model_card(
         num_texts: 1 for single sentences, 2 for pairs.
         results: as in all_results.json.
         config: the resolved configuration.
+        plots: title and path, relative to the card, of each plot.
     """
     scores = {
         key.removeprefix("eval_"): value
@@ -224,6 +248,7 @@ def model_card(
     second = ', "text_pair": "On Monday, he said so."' if num_texts == 2 else ""
     about = f"`{dataset}` ({task_name})" if task_name else f"`{dataset}`"
     table = "\n".join(rows)
+    pictures = "\n\n".join(f"![{title}]({path})" for title, path in plots.items())
     return f"""---
 {data.to_yaml()}
 ---
@@ -247,6 +272,12 @@ classify({{"text": "He said so on Monday."{second}}})
 
 The intervals are bootstrapped over the validation rows; they do not cover the choice of the best
 update on these rows, nor another seed.
+
+## Plots
+
+`report/index.html` shows these with the most confident mistakes, in one file.
+
+{pictures}
 
 ## Training
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lib.evaluation import Predictions
-from lib.metrics import has_labels, predictions_of, probabilities_of, row_losses
+from lib.metrics import calibration_bins, has_labels, predictions_of, probabilities_of, row_losses
 from lib.trackers import STEP
 
 
@@ -59,20 +59,14 @@ def log_predictions(
     run.log(shown)
 
 
-def _calibration(probabilities: Any, labels: Any, num_bins: int = 10) -> Any:
-    """How often the model is right when it is so sure: bins of equal width."""
+def _calibration(probabilities: Any, labels: Any) -> Any:
+    """How often the model is right when it is so sure."""
     import wandb
 
-    sure = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    bins = np.minimum((sure * num_bins).astype(int), num_bins - 1)
-    data = [
-        [float(sure[bins == number].mean()), float(right[bins == number].mean())]
-        for number in range(num_bins)
-        if (bins == number).any()
-    ]
-    table = wandb.Table(columns=["probability", "share that is right"], data=data)
-    return wandb.plot.line(table, "probability", "share that is right", title="Calibration")
+    confidence, accuracy, counts = calibration_bins(probabilities, labels)
+    data = np.stack([confidence, accuracy], axis=1)[counts > 0].tolist()
+    table = wandb.Table(columns=["confidence", "accuracy"], data=data)
+    return wandb.plot.line(table, "confidence", "accuracy", title="Calibration")
 
 
 def log_model(
