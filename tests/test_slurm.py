@@ -72,7 +72,7 @@ def test_a_job_that_is_preempted(cluster, long_flags, whole, tmp_path):
     """A job of the high partition takes the node away; our tasks get SIGTERM, then 5 s."""
     folder, log = tmp_path / "out", tmp_path / "log"
     number = cluster.submit(
-        "cpu.sbatch", log, "--nodelist=node1", "--cpus-per-task=4",
+        "cpu.sbatch", log, "--nodelist=node1", "--exclusive", "--cpus-per-task=1",
         arguments=[*long_flags, f"--output_dir={folder}"],
     )  # fmt: skip
     wait_for(lambda: training(folder))
@@ -80,7 +80,7 @@ def test_a_job_that_is_preempted(cluster, long_flags, whole, tmp_path):
     other.write_text("#!/bin/bash\nsleep 3\n")
     cluster.submit(
         str(other), tmp_path / "other.log", "--partition=high", "--nodelist=node1",
-        "--cpus-per-task=4", arguments=[],
+        "--exclusive", arguments=[],
     )  # fmt: skip
     wait_for(lambda: status(folder)["status"] == "preempted")
     assert_finished(cluster, number, folder, whole / "1-no")
