@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from lib.config import FREE_TO_CHANGE
 from lib.errors import InputError
-from lib.output import CONFIG_FILE, RESULT_FILES, STATUS_FILE, read_config
+from lib.output import CONFIG_FILE, MANIFEST_FILE, RESULTS_FILE, STATUS_FILE, read_config
 from lib.significance import (
     FEWEST_RUNS,
     Difference,
@@ -90,11 +90,12 @@ def read_run(folder: Path) -> Run:
     if config is None:
         raise InputError(f"{folder} is not the folder of a run: it holds no {CONFIG_FILE}")
     status = _read_json(folder / STATUS_FILE).get("status", "finished")
-    missing = [name for name in RESULT_FILES if not (folder / name).exists()]
+    written = (RESULTS_FILE, MANIFEST_FILE)
+    missing = [name for name in written if not (folder / name).exists()]
     if status != "finished" or missing:
         found = f"its status is {status!r}" if status != "finished" else f"it has no {missing[0]}"
         raise InputError(f"{folder}: the run is not finished ({found}); run its command again")
-    results, manifest = (_read_json(folder / name) for name in RESULT_FILES)
+    results, manifest = (_read_json(folder / name) for name in written)
     task = TASKS.get(config.get("task_name") or "")
     path = folder / "predictions" / f"{task.validation[0] if task else 'validation'}.jsonl"
     try:

@@ -17,7 +17,10 @@ from lib.errors import InputError
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
-RESULT_FILES = ("all_results.json", "manifest.json", "report/index.html")
+RESULTS_FILE = "all_results.json"
+MANIFEST_FILE = "manifest.json"
+# What a finished run leaves, and a replaced one must not.
+RESULT_FILES = (RESULTS_FILE, MANIFEST_FILE, "report/index.html")
 
 
 def check_free(folder: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lib.evaluation import Predictions, score
 from lib.metrics import confidence_intervals, has_labels, predictions_of, probabilities_of
-from lib.output import replacing, write_json, write_text, writing
+from lib.output import MANIFEST_FILE, RESULTS_FILE, replacing, write_json, write_text, writing
 from lib.tasks import Task
 
 PACKAGES = (
@@ -134,10 +134,10 @@ def write_results(
     # Matplotlib: a second or two that no run should start with.
     from lib.report_page import write_page
 
-    write_json(folder / "all_results.json", results)
+    write_json(folder / RESULTS_FILE, results)
     speed = {key: value for key, value in results.items() if key.startswith(("train_", "sec"))}
     manifest = {**facts, **speed}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / MANIFEST_FILE, manifest)
     plots = write_page(
         folder,
         task=task,
