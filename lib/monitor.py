@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lib.errors import NonFiniteError
 
@@ -62,6 +63,8 @@ class Monitor:
         self.num_rows += num_rows
         self.loss_sum += self.update_loss
         self.update_loss.zero_()
+        if isinstance(grad_norm, DTensor):  # FSDP's, of which each process has a part
+            grad_norm = grad_norm.full_tensor()
         # DeepSpeed gives a plain number, and none before its first update.
         self.grad_norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
         bad = ~torch.isfinite(self.loss_sum)
