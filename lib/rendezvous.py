@@ -118,8 +118,11 @@ class Heartbeat:
         # For each process: what it last said, and when that was new.
         self.seen = {other: ("", time.monotonic()) for other in range(num_processes)}
         self.store_answered = time.monotonic()
-        self.names = {other: f"rank {other}" for other in range(num_processes)}
         store.set(f"host_{rank}", socket.gethostname())
+        self.names = {
+            other: f"rank {other} ({store.get(f'host_{other}').decode()})"
+            for other in range(num_processes)
+        }
         self.beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self.beating.start()
         threading.Thread(target=self._watch, daemon=True, name="watch").start()
@@ -188,8 +191,6 @@ class Heartbeat:
             said = self.store.get(f"beat_{other}").decode()
             if said != self.seen[other][0]:
                 self.seen[other] = (said, time.monotonic())
-                host = self.store.get(f"host_{other}").decode()
-                self.names[other] = f"rank {other} ({host})"
 
 
 def lost_message(names: list[str]) -> str:

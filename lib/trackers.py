@@ -44,6 +44,8 @@ def tracker_names(with_tracking: bool, report_to: Sequence[str]) -> list[str]:
         return []
     installed = [str(name) for name in get_available_trackers()]
     if not report_to or "all" in report_to:
+        if "wandb" not in installed:
+            print("wandb is not installed: nothing is logged to it", file=sys.stderr)
         return installed
     for name in report_to:
         if name not in installed:

@@ -73,7 +73,7 @@ def test_a_job_that_is_preempted(cluster, long_flags, whole, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
     number = cluster.submit(
         "cpu.sbatch", log, "--nodelist=node1", "--exclusive", "--cpus-per-task=1",
-        arguments=[*long_flags, f"--output_dir={folder}"],
+        arguments=[*long_flags, f"--output_dir={folder}", "--report_to=wandb"],
     )  # fmt: skip
     wait_for(lambda: training(folder))
     other = tmp_path / "other.sbatch"
@@ -88,6 +88,11 @@ def test_a_job_that_is_preempted(cluster, long_flags, whole, tmp_path):
     printed = log.read_text()
     assert "stopped by SIGTERM after update" in printed
     assert "going on from" in printed
+    starts = [path.name for path in (folder / "wandb").glob("offline-run-*")]
+    assert len(starts) == 2
+    assert {name.rpartition("-")[2] for name in starts} == {
+        (folder / "wandb_run_id").read_text().strip()
+    }
 
 
 def test_a_job_that_reaches_its_warning(cluster, long_flags, whole, tmp_path):

@@ -209,6 +209,27 @@ def test_a_home_that_cannot_be_written(tracked, tmp_path):
     assert len(history(inspect(tmp_path / "out"))) == len(read_metrics(tmp_path / "out"))
 
 
+def test_a_wandb_folder_that_cannot_be_written(tracked, tmp_path):
+    environment = {"WANDB_DIR": "/proc", "WANDB_MODE": "offline"}
+    done = run_script([*tracked, f"--output_dir={tmp_path}"], environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(read_metrics(tmp_path)) == 7
+
+
+def test_tensorboard_has_each_line_once_after_a_restart(tracked, tmp_path):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    more = ["--report_to=tensorboard"]
+    run_until(tracked, tmp_path, 6, *more)
+    run(tracked, tmp_path, *more)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "train_mrpc"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    wanted = [(line["update"], line["loss"]) for line in read_metrics(tmp_path) if "loss" in line]
+    assert found == [(update, pytest.approx(loss)) for update, loss in wanted]
+
+
 def test_a_tracker_that_fails_is_given_up(tracked, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise OSError("no space")
@@ -221,9 +242,10 @@ def test_a_tracker_that_fails_is_given_up(tracked, tmp_path, monkeypatch, capsys
     assert len(read_metrics(tmp_path)) == 7
 
 
-def test_a_tracker_that_is_not_installed_is_an_error_only_if_it_was_named(monkeypatch):
+def test_a_tracker_that_is_not_installed_is_an_error_only_if_it_was_named(monkeypatch, capsys):
     monkeypatch.setattr("lib.trackers.get_available_trackers", lambda: ["tensorboard"])
     assert tracker_names(True, ()) == ["tensorboard"]
+    assert capsys.readouterr().err == "wandb is not installed: nothing is logged to it\n"
     with pytest.raises(ValueError, match="wandb: it is not installed; pip install wandb"):
         tracker_names(False, ("wandb",))
 
