@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml train_mrpc.py --demo --overwrite_output_dir
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Killed twenty times for each number of processes and accumulation, instead of a few times.
 torture: $(VENV)/.installed-dev
