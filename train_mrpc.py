@@ -156,6 +156,7 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     checkpoints = checkpoint.Checkpoints(
         folder,
         run,
+        updates_per_epoch=updates_per_epoch,
         keep=config.checkpoints_to_keep or (None if config.checkpointing_steps else 1),
         accelerator=accelerator,
         model=model,

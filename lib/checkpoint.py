@@ -94,6 +94,7 @@ class Checkpoints:
     Args:
         folder: the output folder.
         run: what the run is a function of: its configuration, and the content of its data.
+        updates_per_epoch: to tell the epoch of an update.
         keep: how many of the newest checkpoints are kept, besides the best; None keeps all.
     """
 
@@ -102,6 +103,7 @@ class Checkpoints:
         folder: Path,
         run: Mapping[str, Any],
         *,
+        updates_per_epoch: int,
         keep: int | None,
         accelerator: Accelerator,
         model: nn.Module,
@@ -110,6 +112,7 @@ class Checkpoints:
     ) -> None:
         self.folder = folder
         self.run = run
+        self.updates_per_epoch = updates_per_epoch
         self.keep = keep
         self.accelerator = accelerator
         self.by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -162,6 +165,7 @@ class Checkpoints:
                 manifest = {
                     "format": FORMAT,
                     "update": state.update,
+                    "epoch": state.update / self.updates_per_epoch,
                     "best_update": state.best_update,
                     "num_processes": self.accelerator.num_processes,
                     "run": dict(self.run),

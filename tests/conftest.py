@@ -189,6 +189,56 @@ def workers(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
+@pytest.fixture(scope="session")
+def long_flags(flags, dropout_bert):
+    """Some seconds of training with dropout, over many epochs and evaluations."""
+    return [
+        *flags,
+        f"--model_name_or_path={dropout_bert}",
+        "--num_train_epochs=30",
+        "--eval_every=30",
+        "--checkpointing_steps=30",
+        "--checkpoints_to_keep=1",
+        "--logging_steps=4",
+        "--per_device_eval_batch_size=2",
+    ]
+
+
+@pytest.fixture(scope="session")
+def whole(long_flags, tmp_path_factory):
+    """The same runs undisturbed, made when they are asked for: (processes, accumulation)."""
+    made = {}
+
+    def folder(num_processes, accumulation):
+        key = (num_processes, accumulation)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole")
+            arguments = arguments_of(long_flags, made[key], accumulation)
+            done = run_script(arguments, num_processes=num_processes)
+            assert done.returncode == 0, done.stderr
+        return made[key]
+
+    return folder
+
+
+def arguments_of(long_flags: Sequence[str], folder: Path, accumulation: int = 1) -> list[str]:
+    """`long_flags`, with their output folder."""
+    return [
+        *long_flags,
+        f"--output_dir={folder}",
+        f"--gradient_accumulation_steps={accumulation}",
+    ]
+
+
+def last_update(folder: Path) -> int:
+    """The update of the newest line of metrics.jsonl; 0 while there is none."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["update"] if lines else 0
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
 CLOCKS = ("examples_per_second", "tokens_per_second")
 
 

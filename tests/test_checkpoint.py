@@ -448,6 +448,7 @@ def test_a_checkpoint_holds_no_more_than_what_was_computed(whole):
     ]
     manifest = json.loads((whole / "step_9" / "manifest.json").read_text())
     assert manifest["update"] == 9
+    assert manifest["epoch"] == pytest.approx(9 / 7)
     assert manifest["num_processes"] == 1
     assert manifest["run"]["seed"] == 42
     assert set(manifest["files"]) == {*names} - {"manifest.json"}

@@ -7,57 +7,17 @@ import signal
 import time
 
 import pytest
-from conftest import assert_same_run, run_script, start_script, wait_for, workers
+from conftest import (
+    arguments_of,
+    assert_same_run,
+    last_update,
+    run_script,
+    start_script,
+    wait_for,
+    workers,
+)
 
 NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "3"))
-
-
-@pytest.fixture(scope="module")
-def long_flags(flags, dropout_bert):
-    """Some seconds of training with dropout, over many epochs and evaluations."""
-    return [
-        *flags,
-        f"--model_name_or_path={dropout_bert}",
-        "--num_train_epochs=30",
-        "--eval_every=30",
-        "--checkpointing_steps=30",
-        "--checkpoints_to_keep=1",
-        "--logging_steps=4",
-        "--per_device_eval_batch_size=2",
-    ]
-
-
-@pytest.fixture(scope="module")
-def whole(long_flags, tmp_path_factory):
-    """The same runs undisturbed, made when they are asked for: (processes, accumulation)."""
-    made = {}
-
-    def folder(num_processes, accumulation):
-        key = (num_processes, accumulation)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("whole")
-            arguments = arguments_of(long_flags, made[key], accumulation)
-            done = run_script(arguments, num_processes=num_processes)
-            assert done.returncode == 0, done.stderr
-        return made[key]
-
-    return folder
-
-
-def arguments_of(long_flags, folder, accumulation=1):
-    return [
-        *long_flags,
-        f"--output_dir={folder}",
-        f"--gradient_accumulation_steps={accumulation}",
-    ]
-
-
-def last_update(folder):
-    try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        return json.loads(lines[-1])["update"] if lines else 0
-    except (FileNotFoundError, ValueError):
-        return 0
 
 
 def status(folder):
