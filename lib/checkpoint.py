@@ -203,6 +203,8 @@ class Checkpoints:
                 self.accelerator.step = 0
             else:
                 self._load_tensors(source)
+            for line in (source / METRICS_FILE).read_bytes().splitlines():
+                json.loads(line)
             if state.best_update:
                 with safe_open(source / BEST_FILE, framework="pt"):
                     pass  # `export.restore` will take it as it is

@@ -337,20 +337,25 @@ def _run_plots(
         final=final,
     )
     cut = sum(length == max_length for length in lengths)
+    paces = {}
+    if logged:  # a run may stop early before its first line
+        paces = {
+            "learning_rate": (
+                plots.learning_rate(updates, rates),
+                f"Its highest logged value is {max(rates):.3g}.",
+            ),
+            "throughput": (
+                plots.throughput(updates, speeds),
+                f"The median is {np.median(speeds):.1f} training rows per second, without evaluations.",
+            ),
+        }
     return {
         "learning_curve": (
             curve,
             f"Loss and metrics over {results['num_updates']} updates; the model of update "
             f"{results['best_update']} was saved.",
         ),
-        "learning_rate": (
-            plots.learning_rate(updates, rates),
-            f"Its highest logged value is {max(rates):.3g}.",
-        ),
-        "throughput": (
-            plots.throughput(updates, speeds),
-            f"The median is {np.median(speeds):.1f} training rows per second, without evaluations.",
-        ),
+        **paces,
         "token_lengths": (
             plots.token_lengths(lengths, max_length, padding),
             f"The median training row has {np.median(lengths):.0f} tokens, the longest "

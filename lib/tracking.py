@@ -48,7 +48,7 @@ class MetricsLog:
         """The lines so far, without one that a killed run left half."""
         found = []
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_bytes().splitlines():
                 with contextlib.suppress(ValueError):
                     found.append(json.loads(line))
         return found

@@ -185,11 +185,13 @@ def test_a_bad_update_is_not_applied():
         weight.grad = torch.full((3,), slope)
         monitor.add_loss(torch.tensor(2.0))
         monitor.before_update(update, 1, weight.grad.norm())
+        monitor.add_tokens(3, 4)
         optimizer.step()
         if update == 1:
             after_one = weight.detach().clone()
             assert not torch.equal(after_one, torch.ones(3))
-            assert monitor.read() == (2.0, pytest.approx(math.sqrt(3)))
+            norm = pytest.approx(math.sqrt(3))
+            assert monitor.read() == {"loss": 2.0, "grad_norm": norm, "padding": 0.25}
     assert torch.equal(weight, after_one)
     with pytest.raises(NonFiniteError, match="update 2 is not finite.*look at 2"):
         monitor.check()
