@@ -346,7 +346,8 @@ def _run_plots(
             ),
             "throughput": (
                 plots.throughput(updates, speeds),
-                f"The median is {np.median(speeds):.1f} training rows per second, without evaluations.",
+                f"The median is {np.median(speeds):.1f} training rows per second, without "
+                "evaluations.",
             ),
         }
     return {
