@@ -28,6 +28,16 @@ from lib.preemption import Signals
 from train_mrpc import main
 
 
+CONTENTS = [
+    "model.safetensors",
+    "optimizer.safetensors",
+    "best_model.safetensors",
+    "training_state.json",
+    "metrics.jsonl",
+    "manifest.json",
+]
+
+
 class StopAfter(Signals):
     """A signal that comes when the run has asked for it so many times."""
 
@@ -194,14 +204,7 @@ def damage(path, how):
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
 @pytest.mark.parametrize(
     "file",
-    [
-        "model.safetensors",
-        "optimizer.safetensors",
-        "best_model.safetensors",
-        "training_state.json",
-        "metrics.jsonl",
-        "manifest.json",
-    ],
+    CONTENTS,
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     flags, whole, long_flags, tmp_path, capsys, file, how
@@ -247,15 +250,7 @@ def test_the_bomb_would_go_off(tmp_path):
 @pytest.mark.parametrize("matching", [True, False], ids=["manifest matches", "manifest as it was"])
 @pytest.mark.parametrize(
     "file",
-    [
-        "model.safetensors",
-        "optimizer.safetensors",
-        "best_model.safetensors",
-        "training_state.json",
-        "metrics.jsonl",
-        "manifest.json",
-        "random_states_0.pkl",
-    ],
+    [*CONTENTS, "random_states_0.pkl"],
 )
 def test_loading_executes_nothing(long_flags, whole, tmp_path, file, matching):
     source = tmp_path / "step_9"
@@ -438,14 +433,7 @@ def test_a_checkpoint_that_may_not_be_read(flags, tmp_path):
 
 def test_a_checkpoint_holds_no_more_than_what_was_computed(whole):
     names = sorted(path.name for path in Path(whole / "step_9").iterdir())
-    assert names == [
-        "best_model.safetensors",
-        "manifest.json",
-        "metrics.jsonl",
-        "model.safetensors",
-        "optimizer.safetensors",
-        "training_state.json",
-    ]
+    assert names == sorted(CONTENTS)
     manifest = json.loads((whole / "step_9" / "manifest.json").read_text())
     assert manifest["update"] == 9
     assert manifest["epoch"] == pytest.approx(9 / 7)
