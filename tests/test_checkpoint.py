@@ -27,7 +27,6 @@ from lib.errors import InputError, Preempted
 from lib.preemption import Signals
 from train_mrpc import main
 
-
 CONTENTS = [
     "model.safetensors",
     "optimizer.safetensors",
