@@ -182,6 +182,11 @@ class Trackers:
             self._init(name, project, config, {**options, "mode": "offline"})
             return
         if name == "wandb":
+            from wandb.sdk.lib import import_hooks
+
+            # They would raise in whoever imports a module once wandb's own process is gone, which
+            # Slurm signals too where it signals all descendants of a task.
+            import_hooks.unregister_all_post_import_hooks()
             run = self.accelerator.get_tracker("wandb", unwrap=True)
             if not run.offline and run.resumed:
                 last = int(run.summary.get(STEP) or 0)

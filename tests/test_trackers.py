@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from lib.trackers import STEP, run_id, tracker_names
 @pytest.fixture
 def tracked(flags, monkeypatch):
     """A small run that is tracked; nothing of the environment decides how."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    for kind in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.delenv(f"WANDB_{kind}_DIR", raising=False)
+    names = ("MODE", "API_KEY", "RUN_ID", "DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR")
+    for name in names:
+        monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the run sets is taken back
+        monkeypatch.delenv(f"WANDB_{name}")
     monkeypatch.setenv("NETRC", os.devnull)
     yield [*flags, "--report_to=wandb", "--num_train_epochs=2", "--logging_steps=3"]
     wandb.teardown()  # ends what a test gave up, which the next one would go on with
@@ -168,6 +169,30 @@ def test_a_run_that_fails_is_not_a_success(tracked, bert, tmp_path):
         pytest.fail("the run should not have survived this")
     ends = [record["exit"] for record in inspect(tmp_path) if record["type"] == "exit"]
     assert [end["exit_code"] for end in ends] == [1]
+
+
+def test_signals_to_all_descendants_end_the_process_of_wandb_and_not_the_run(
+    tracked, dropout_bert, tmp_path
+):
+    """As Slurm sends them under proctrack/linuxproc; the next start logs what was lost."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    arguments = [*tracked, f"--model_name_or_path={dropout_bert}", "--num_train_epochs=40",
+                 "--eval_every=40", f"--output_dir={out}"]  # fmt: skip
+    process = start_script(arguments, log=log)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(read_metrics(out)) > 3)
+    for pid in [*children(process.pid), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert json.loads((out / "status.json").read_text())["status"] == "preempted"
+    assert run_script(arguments).returncode == 0
+    updates = sorted(row[STEP] for row in history(inspect(out)))
+    assert updates == [line["update"] for line in read_metrics(out)]
+
+
+def children(pid):
+    command = ["ps", "-o", "pid=", "--ppid", str(pid)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [int(word) for word in listed.stdout.split()]
 
 
 def test_two_processes_are_one_run(tracked, tmp_path):
