@@ -41,6 +41,14 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.config.HF_DATASETS_CACHE = folder / "datasets"
 
 
+@pytest.fixture(autouse=True)
+def _wandb_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back where a run in this process has told wandb to write."""
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

@@ -17,7 +17,7 @@ from conftest import (
     workers,
 )
 
-NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "3"))
+NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "2"))
 
 
 def status(folder):

@@ -19,10 +19,8 @@ from lib.trackers import STEP, run_id, tracker_names
 @pytest.fixture
 def tracked(flags, monkeypatch):
     """A small run that is tracked; nothing of the environment decides how."""
-    names = ("MODE", "API_KEY", "RUN_ID", "DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR")
-    for name in names:
-        monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the run sets is taken back
-        monkeypatch.delenv(f"WANDB_{name}")
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
     yield [*flags, "--report_to=wandb", "--num_train_epochs=2", "--logging_steps=3"]
     wandb.teardown()  # ends what a test gave up, which the next one would go on with
