@@ -1,5 +1,6 @@
 """Signals to real processes, at any moment; and processes that are killed without a word."""
 
+import contextlib
 import json
 import os
 import random
@@ -130,7 +131,8 @@ def kill_all(process, num_processes):
     """As a power failure does: nobody has time for a word."""
     pids = workers(process.pid) if num_processes > 1 else []
     for pid in [process.pid, *pids]:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may just have finished
+            os.kill(pid, signal.SIGKILL)
     process.wait(10)
     wait_for(lambda: not any(alive(pid) for pid in pids))
 
