@@ -64,11 +64,11 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
-    def command(self, *words: str) -> str:
+    def command(self, *words: str, must_succeed: bool = True) -> str:
         done = subprocess.run(
             words, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, f"{words}: {done.stderr}"
+        assert done.returncode == 0 or not must_succeed, f"{words}: {done.stderr}"
         return done.stdout
 
     def submit(self, script: str, log: Path, *options: str, arguments: list[str]) -> str:
@@ -93,6 +93,16 @@ class Cluster:
 
         wait_for(reached, seconds=seconds)
         return job
+
+    def resume(self, node: str) -> None:
+        """Bring a node back, which is refused where it came back by registering again."""
+        resume = ("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+        def is_back() -> bool:
+            self.command(*resume, must_succeed=False)
+            return "DOWN" not in self.command("scontrol", "show", "node", "--oneliner", node)
+
+        wait_for(is_back)
 
     def leftovers(self, number: str) -> list[int]:
         """Processes that still belong to a job."""

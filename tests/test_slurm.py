@@ -119,7 +119,7 @@ def test_a_node_goes_down(cluster, long_flags, whole, tmp_path):
     wait_for(lambda: training(folder, 80))
     cluster.command("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     wait_for(lambda: cluster.job(number)["Restarts"] == "1")
-    cluster.command("scontrol", "update", "NodeName=node2", "State=RESUME")
+    cluster.resume("node2")
     assert_finished(cluster, number, folder, whole / "2-bf16")
     assert "going on from" in log.read_text()
     manifest = json.loads((folder / "manifest.json").read_text())
