@@ -110,20 +110,14 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
 
     inputs = once_per_machine(accelerator, lambda: load_inputs(config))
     if accelerator.is_main_process:
-        for line in degradations(accelerator):
+        for line in degraded(config, inputs, accelerator):
             print(line, file=sys.stderr)
-        if config.use_slow_tokenizer and inputs.tokenizer.is_fast:
-            print("this model has no slow tokenizer: using the fast one", file=sys.stderr)
     sampler, train_loader, eval_loader = make_loaders(config, inputs, accelerator)
     updates_per_epoch = len(sampler.start(epoch=0))
     collator = make_collator(config, inputs, accelerator, sampler.most_rows)
     num_updates = config.max_train_steps or config.num_train_epochs * updates_per_epoch
     optimizer, schedule = make_optimizer(config, inputs.model, num_updates, accelerator)
-    if accelerator.state.deepspeed_plugin is not None:
-        # DeepSpeed clips by itself, and wants to know what it cannot see in these loaders.
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["gradient_clipping"] = config.max_grad_norm
-        settings["train_micro_batch_size_per_gpu"] = sampler.most_rows
+    tell_deepspeed(accelerator, max_grad_norm=config.max_grad_norm, most_rows=sampler.most_rows)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader, eval_loader = accelerator.prepare(
         inputs.model, optimizer, train_loader, eval_loader
@@ -177,13 +171,18 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     metric = config.metric_for_best_model or metrics.best_metric_name(inputs.splits.task.metrics)
     patience = config.early_stopping_patience or math.inf
 
+    name_at = partial(
+        checkpoint.name_at,
+        num_updates=num_updates,
+        updates_per_epoch=updates_per_epoch,
+        checkpointing_steps=config.checkpointing_steps,
+    )
+
     def catch_up() -> None:
         """Evaluate and save, if that is due after this update and was not done before a restart."""
         update = state.update
         due = update % (config.eval_every or updates_per_epoch) == 0 or update == num_updates
-        name = checkpoint.name_at(
-            update, num_updates, updates_per_epoch, config.checkpointing_steps
-        )
+        name = name_at(update)
         if not due and name is None:
             return
         monitor.check()  # nothing is scored or saved after a bad update
@@ -204,19 +203,15 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
         """Save what is not saved; the words for it."""
         monitor.check()
         if state.update > 0:
-            name = checkpoint.name_at(
-                state.update, num_updates, updates_per_epoch, config.checkpointing_steps
-            )
-            checkpoints.save(name or f"step_{state.update}", state)
+            checkpoints.save(name_at(state.update) or f"step_{state.update}", state)
         if accelerator.is_main_process:
             output.write_status(folder, "preempted", state.update)
         trackers.call("wandb", lambda run: run.mark_preempting())
         trackers.finish(exit_code=TRY_AGAIN)
         accelerator.state.destroy_process_group()
-        return (
-            f"after update {state.update} of {num_updates}, which {folder} keeps: run the same "
-            "command again to go on"
-        )
+        kept = f", which {folder} keeps" if state.update > 0 else ""
+        again = "run the same command again to go on"
+        return f"after update {state.update} of {num_updates}{kept}: {again}"
 
     agreement.leave = leave
     signals.at_once = False
@@ -282,7 +277,13 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
                 )
                 break
     progress.close()
-    results = finish(config, inputs, state, speed, accelerator, agreement, trackers)
+    padding = batching.padding_shares(
+        inputs.lengths,
+        sampler.plan(0),
+        max_length=config.max_length,
+        padded_length=collator.padded_length,
+    )
+    results = finish(config, inputs, state, speed, padding, accelerator, agreement, trackers)
     trackers.finish()
     accelerator.end_training()
     return results
@@ -333,25 +334,26 @@ def find_checkpoint(
 ) -> Path | None:
     """The checkpoint to go on from, the same on all processes; None starts from the beginning.
 
+    A command that a launcher starts again has come further than the checkpoint that it names.
+
     Raises:
         InputError: the one that was asked for is damaged, or it is of another run.
     """
     asked, folder = config.resume_from_checkpoint, Path(config.output_dir)
 
     def find() -> Path | None:
-        if asked is not None and asked != "auto":
-            source, manifest = Path(asked), checkpoint.verify(Path(asked))
-        elif overwrites(config):
-            return None
-        else:
+        newest = None
+        if (asked in (None, "auto") and not overwrites(config)) or restarted():
             newest, remarks = checkpoint.newest(folder)
             for remark in remarks:
                 print(f"passed over: {remark}", file=sys.stderr)
-            if newest is None:
-                if asked or (folder / output.CONFIG_FILE).exists():
-                    print(f"no checkpoint in {folder} to go on from: starting from the beginning")
-                return None
-            source, manifest = newest
+        if newest is None and asked not in (None, "auto"):
+            newest = Path(asked), checkpoint.verify(Path(asked))
+        if newest is None:
+            if not overwrites(config) and (asked or (folder / output.CONFIG_FILE).exists()):
+                print(f"no checkpoint in {folder} to go on from: starting from the beginning")
+            return None
+        source, manifest = newest
         check_same_run(manifest["run"], run, source)
         print(f"going on from {source}, after update {manifest['update']}", flush=True)
         return source
@@ -496,6 +498,24 @@ def make_optimizer(
     )
 
 
+def degraded(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> list[str]:
+    """What this run does less well than it was asked to; a line for each."""
+    lines = degradations(accelerator)
+    if config.use_slow_tokenizer and inputs.tokenizer.is_fast:
+        lines.append("this model has no slow tokenizer: using the fast one")
+    if config.overwrite_output_dir and restarted():
+        lines.append("started again by the launcher: going on instead of overwriting")
+    return lines
+
+
+def tell_deepspeed(accelerator: Accelerator, *, max_grad_norm: float, most_rows: int) -> None:
+    """DeepSpeed clips by itself, and wants to know what it cannot see in these loaders."""
+    if accelerator.state.deepspeed_plugin is not None:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["gradient_clipping"] = max_grad_norm
+        settings["train_micro_batch_size_per_gpu"] = most_rows
+
+
 def make_eval_loader(
     config: TrainConfig, inputs: Inputs, accelerator: Accelerator, rows: data.Rows
 ) -> DataLoader[Any]:
@@ -549,6 +569,7 @@ def finish(
     inputs: Inputs,
     state: checkpoint.TrainingState,
     speed: tracking.Speed,
+    padding: dict[str, float],
     accelerator: Accelerator,
     agreement: Agreement,
     trackers: Trackers,
@@ -579,7 +600,6 @@ def finish(
     def write_all() -> None:
         facts = facts_of(config, inputs, accelerator)
         split, rows = next(iter(inputs.splits.validation.items()))
-        sampler, _, _ = make_loaders(config, inputs, accelerator)
         report.write_results(
             folder,
             results,
@@ -588,14 +608,7 @@ def finish(
             facts=facts,
             rows=rows,
             lengths=inputs.lengths,
-            padding=batching.padding_shares(
-                inputs.lengths,
-                sampler.batches,
-                max_length=config.max_length,
-                padded_length=make_collator(
-                    config, inputs, accelerator, sampler.most_rows
-                ).padded_length,
-            ),
+            padding=padding,
         )
         texts = {column: rows[column] for column in task.columns}
         for work in (

@@ -280,11 +280,11 @@ def torchrun(num_processes: int) -> list[str]:
 def run_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """Do several runs one after the other, in one start of `num_processes` real processes."""
 
-    def run(num_processes: int, *runs: Sequence[str]) -> None:
+    def run(num_processes: int, *runs: Sequence[str], worker: str = "worker.py") -> None:
         path = tmp_path_factory.mktemp("runs") / "runs.json"
         path.write_text(json.dumps(runs))
         done = subprocess.run(
-            torchrun(num_processes) + [str(ROOT / "tests" / "worker.py"), str(path)],
+            torchrun(num_processes) + [str(ROOT / "tests" / worker), str(path)],
             cwd=ROOT,
             env={**os.environ, "ACCELERATE_USE_CPU": "true"},
             capture_output=True,

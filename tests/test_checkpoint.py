@@ -189,6 +189,20 @@ def test_a_restart_of_an_overwriting_command_goes_on(flags, tmp_path, monkeypatc
     assert "going on from" in capsys.readouterr().out
 
 
+def test_a_restart_of_a_command_that_names_a_checkpoint_goes_on_from_its_own(
+    flags, tmp_path, monkeypatch, capsys
+):
+    run_until(flags, tmp_path / "one", 3)
+    (first,) = (tmp_path / "one").glob("step_*")
+    named = f"--resume_from_checkpoint={first}"
+    run_until(flags, tmp_path / "two", 4, named)
+    (second,) = (tmp_path / "two").glob("step_*")
+    capsys.readouterr()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run(flags, tmp_path / "two", named)
+    assert f"going on from {second}" in capsys.readouterr().out
+
+
 def damage(path, how):
     content = path.read_bytes()
     if how == "missing":
