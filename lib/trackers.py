@@ -30,6 +30,9 @@ STEP = "train/global_step"
 # Seconds that the wandb server has to answer before the run is tracked offline.
 SERVER_SECONDS = 5.0
 
+# With one of these set, trackio keeps its runs elsewhere than on this machine.
+TRACKIO_SERVERS = {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"}
+
 # What tells lines apart: an update may have one of training and one of an evaluation.
 Line = tuple[str, int]
 
@@ -157,7 +160,11 @@ class Trackers:
             self.known[name] = lambda line: False
         elif name == "trackio":
             os.environ.setdefault("TRACKIO_DIR", str(folder.resolve() / "trackio"))
-            options = {"name": wandb_options.get("name") or folder.name, "resume": "allow"}
+            # It knows runs by their names, which folders of the same name would share.
+            options = {"name": f"{wandb_options['name']}-{run_id(folder)}", "resume": "allow"}
+            if last_update and not TRACKIO_SERVERS.intersection(os.environ):
+                held = _trackio_lines(project, options["name"])
+                self.known[name] = lambda line: line in held
         elif name == "wandb":
             options = self._wandb_options(folder, wandb_options)
         self._init(name, project, config, options)
@@ -296,6 +303,29 @@ def _offline_lines(folder: Path) -> set[Line]:
             record = json.loads(line)
             if record["type"] == "history" and STEP in record["history"]["item"]:
                 held.add(_key(record["history"]["item"]))
+    return held
+
+
+def _trackio_lines(project: str, name: str) -> set[Line]:
+    """What earlier starts of this run wrote to trackio's folder.
+
+    Raises:
+        OSError: trackio could not read it.
+    """
+    held: set[Line] = set()
+    for kind in ("train", "eval"):
+        done = subprocess.run(
+            [sys.executable, "-m", "trackio.cli", "get", "metric", "--json",
+             "--project", project, "--run", name, "--metric", f"{kind}/loss"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )  # fmt: skip
+        if done.returncode == 0:
+            held |= {(kind, value["step"]) for value in json.loads(done.stdout)["values"]}
+        elif "not found" not in done.stderr:  # as it is if it was killed before the first
+            raise OSError(done.stderr)
     return held
 
 

@@ -1,11 +1,13 @@
 """What the trackers show, read back from what they wrote."""
 
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import wandb
@@ -193,8 +195,9 @@ def children(pid):
     return [int(word) for word in listed.stdout.split()]
 
 
-def test_two_processes_are_one_run(tracked, tmp_path):
-    done = run_script([*tracked, f"--output_dir={tmp_path}"], num_processes=2)
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_several_processes_are_one_run(tracked, tmp_path, num_processes):
+    done = run_script([*tracked, f"--output_dir={tmp_path}"], num_processes=num_processes)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
 
@@ -215,6 +218,28 @@ def silent_server():
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.fixture
+def refusing_server():
+    """It answers, and lets nobody in."""
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_error(401)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def test_a_server_that_never_answers(tracked, tmp_path, silent_server):
     environment = {"WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": silent_server}
     done = run_script([*tracked, f"--output_dir={tmp_path}"], environment=environment)
@@ -223,6 +248,15 @@ def test_a_server_that_never_answers(tracked, tmp_path, silent_server):
     assert len(said) == 1
     assert "127.0.0.1 does not answer" in said[0]
     assert f"wandb sync {tmp_path}/wandb/offline-run-*" in said[0]
+    assert len(history(inspect(tmp_path))) == len(read_metrics(tmp_path))
+
+
+def test_a_server_that_refuses(tracked, tmp_path, refusing_server):
+    """It is there, but does not take the key; Accelerate's start fails half way."""
+    environment = {"WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": refusing_server}
+    done = run_script([*tracked, f"--output_dir={tmp_path}"], environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("wandb is offline: the server refused the start") == 1
     assert len(history(inspect(tmp_path))) == len(read_metrics(tmp_path))
 
 
@@ -252,6 +286,34 @@ def test_tensorboard_has_each_line_once_after_a_restart(tracked, tmp_path):
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
     wanted = [(line["update"], line["loss"]) for line in read_metrics(tmp_path) if "loss" in line]
     assert found == [(update, pytest.approx(loss)) for update, loss in wanted]
+
+
+def test_trackio_has_each_line_once_whatever_a_killed_process_lost(
+    tracked, dropout_bert, tmp_path
+):
+    pytest.importorskip("trackio")
+    out, log = tmp_path / "out", tmp_path / "log"
+    arguments = [*tracked, f"--model_name_or_path={dropout_bert}", "--report_to=trackio",
+                 "--num_train_epochs=40", "--checkpointing_steps=20", "--eval_every=40",
+                 f"--output_dir={out}"]  # fmt: skip
+    process = start_script(arguments, log=log)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(read_metrics(out)) > 20)
+    process.kill()
+    process.wait()
+    done = run_script(arguments)
+    assert done.returncode == 0, done.stderr
+    run_name = f"out-{(out / 'wandb_run_id').read_text().strip()}"
+    for kind, name in (("train", "loss"), ("eval", "eval_loss")):
+        shown = subprocess.run(
+            [sys.executable, "-m", "trackio.cli", "get", "metric", "--json",
+             "--project=train_mrpc", f"--run={run_name}", f"--metric={kind}/loss"],
+            env={**os.environ, "TRACKIO_DIR": str(out / "trackio")},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        values = json.loads(shown.stdout)["values"]
+        found = sorted((value["step"], value["value"]) for value in values)
+        lines = [line for line in read_metrics(out) if name in line]
+        assert found == [(line["update"], pytest.approx(line[name])) for line in lines]
 
 
 def test_a_tracker_that_fails_is_given_up(tracked, tmp_path, monkeypatch, capsys):
