@@ -288,9 +288,7 @@ def test_tensorboard_has_each_line_once_after_a_restart(tracked, tmp_path):
     assert found == [(update, pytest.approx(loss)) for update, loss in wanted]
 
 
-def test_trackio_has_each_line_once_whatever_a_killed_process_lost(
-    tracked, dropout_bert, tmp_path
-):
+def test_trackio_has_each_line_once_whatever_a_killed_process_lost(tracked, dropout_bert, tmp_path):
     pytest.importorskip("trackio")
     out, log = tmp_path / "out", tmp_path / "log"
     arguments = [*tracked, f"--model_name_or_path={dropout_bert}", "--report_to=trackio",
