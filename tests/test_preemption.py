@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import time
 
@@ -111,20 +112,35 @@ def test_killed_anywhere_the_result_is_the_same(
     long_flags, whole, tmp_path, num_processes, accumulation
 ):
     """SIGKILL to all processes at random moments; then the same command until it is done."""
-    folder, log = tmp_path / "out", tmp_path / "log"
-    arguments = arguments_of(long_flags, folder, accumulation)
     moments = random.Random(f"{num_processes} {accumulation}")
-    for _ in range(NUM_KILLS):
-        process = start_script(arguments, num_processes=num_processes, log=log)
-        before = last_update(folder)
-        # Starting up takes seconds, in which there is little to lose: wait until it trains.
-        wait_for(lambda: last_update(folder) != before or process.poll() is not None)  # noqa: B023
-        time.sleep(moments.uniform(0, 1.5))
-        kill_all(process, num_processes)
-    done = run_script(arguments, num_processes=num_processes)
-    assert done.returncode == 0, done.stderr
-    assert_same_run(folder, whole(num_processes, accumulation), "step_210")
-    assert not list(folder.glob(".*")), "nothing half written is left"
+    kills = 0
+    while kills < NUM_KILLS:
+        folder = tmp_path / f"after {kills} kills"
+        arguments = arguments_of(long_flags, folder, accumulation)
+        while kills < NUM_KILLS and killed(
+            arguments, num_processes, tmp_path / "log", seconds=moments.uniform(0, 2)
+        ):
+            kills += 1
+        if kills == NUM_KILLS:
+            done = run_script(arguments, num_processes=num_processes)
+            assert done.returncode == 0, done.stderr
+        assert_same_run(folder, whole(num_processes, accumulation), "step_210")
+        assert not list(folder.glob(".*")), "nothing half written is left"
+
+
+def killed(arguments, num_processes, log, *, seconds):
+    """Kill a run so many seconds after it begins to train; False if it ends before."""
+    process = start_script(arguments, num_processes=num_processes, log=log)
+    printed = log.stat().st_size
+    trains = re.compile(r"^update \d|go(ing)? on from", re.MULTILINE)
+    # Starting up takes seconds, in which there is little to lose.
+    wait_for(lambda: trains.search(log.read_text()[printed:]) or process.poll() is not None)
+    time.sleep(seconds)
+    if process.poll() is not None:
+        assert process.returncode == 0, log.read_text()
+        return False
+    kill_all(process, num_processes)
+    return True
 
 
 def kill_all(process, num_processes):

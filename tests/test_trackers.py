@@ -334,6 +334,19 @@ def test_a_tracker_that_is_not_installed_is_an_error_only_if_it_was_named(monkey
         tracker_names(False, ("wandb",))
 
 
+def test_without_wandb_a_run_says_so_and_has_all_its_results(tracked, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['wandb'] = None\n")
+    arguments = [flag for flag in tracked if flag != "--report_to=wandb"]
+    done = run_script(
+        [*arguments, "--with_tracking", f"--output_dir={tmp_path / 'out'}"],
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("wandb is not installed: nothing is logged to it") == 1
+    assert len(read_metrics(tmp_path / "out")) == 7
+    assert not (tmp_path / "out" / "wandb").exists()
+
+
 def test_the_default_names_of_the_best_are_maxima(tracked, tmp_path):
     run(tracked, tmp_path)
     metrics = [record["metric"] for record in inspect(tmp_path) if record["type"] == "metric"]
