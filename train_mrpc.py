@@ -156,6 +156,7 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
         model=model,
         optimizer=optimizer,
         monitor=monitor,
+        speed=speed,
     )
     state = checkpoint.TrainingState()
     if source is not None:
@@ -376,6 +377,7 @@ def claim_output(config: TrainConfig, source: Path | None, accelerator: Accelera
             for path in checkpoint.owned(folder):
                 if source is None or path.resolve() != source.resolve():
                     output.discard(path)
+            (folder / tracking.METRICS_FILE).unlink(missing_ok=True)
             forget_run(folder)
         output.claim(folder, config.to_dict())
         output.write_status(folder, "running", 0)
@@ -617,7 +619,6 @@ def finish(
                 predictions=predicted[split],
                 texts=texts,
                 names=task.labels,
-                update=state.best_update,
             ),
             partial(wandb_charts.log_results, results=results),
             partial(
@@ -670,7 +671,7 @@ def start_trackers(
         folder=folder,
         metrics=metrics.metric_names(inputs.splits.task.metrics),
         lines=log.lines(),
-        last_update=log.last_update,
+        earlier=log.earlier,
         wandb_options={
             "entity": config.wandb_entity,
             "name": config.run_name or folder.resolve().name,

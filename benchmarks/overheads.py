@@ -72,7 +72,7 @@ def seconds_per_line() -> float:
             folder=Path(folder),
             metrics=[],
             lines=[],
-            last_update=0,
+            earlier=[],
             wandb_options={"mode": "offline"},
         )
         started = time.perf_counter()

@@ -33,13 +33,13 @@ from lib.export import WEIGHTS_FILE, link
 from lib.monitor import Monitor
 from lib.output import beside, discard, move_into_place, remove, write_json, writing
 from lib.processes import on_main_process, together
-from lib.tracking import METRICS_FILE
+from lib.tracking import METRICS_FILE, Speed
 
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "training_state.json"
 MOMENTS_FILE = "optimizer.safetensors"
 BEST_FILE = "best_model.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 # Whole tensors under the names of the parameters, on the main process: the same for one process,
 # for replicas (DDP) and for shards (FSDP), so that a run may go on with any of them.
@@ -109,6 +109,7 @@ class Checkpoints:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         monitor: Monitor,
+        speed: Speed,
     ) -> None:
         self.folder = folder
         self.run = run
@@ -119,6 +120,7 @@ class Checkpoints:
         self.model = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.monitor = monitor
+        self.speed = speed
         self.saved: TrainingState | None = None
 
     def save(self, name: str, state: TrainingState) -> None:
@@ -135,6 +137,7 @@ class Checkpoints:
         contents = {
             **dataclasses.asdict(state),
             "monitor": self.monitor.state(),
+            "speed": self.speed.state(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
         tensors = {} if self.by_deepspeed else self._tensors()
@@ -195,7 +198,7 @@ class Checkpoints:
         """
         try:
             contents = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
-            monitored, scaler = contents.pop("monitor"), contents.pop("scaler")
+            monitored, speed, scaler = map(contents.pop, ("monitor", "speed", "scaler"))
             state = TrainingState(**contents)
             if self.by_deepspeed:
                 self.accelerator.load_state(str(source))
@@ -212,6 +215,7 @@ class Checkpoints:
             reason = " ".join(str(bad).split())[:200]
             raise InputError(f"checkpoint {source} does not fit this run: {reason}") from bad
         self.monitor.load(monitored)
+        self.speed.load(speed)
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         self.saved = dataclasses.replace(state)

@@ -96,6 +96,8 @@ def read_run(folder: Path) -> Run:
         found = f"its status is {status!r}" if status != "finished" else f"it has no {missing[0]}"
         raise InputError(f"{folder}: the run is not finished ({found}); run its command again")
     results, manifest = (_read_json(folder / name) for name in written)
+    # What is not decided by the flags alone.
+    config |= {name: manifest[name] for name in ("precision", "model_revision") if name in manifest}
     task = TASKS.get(config.get("task_name") or "")
     path = folder / "predictions" / f"{task.validation[0] if task else 'validation'}.jsonl"
     try:
@@ -177,6 +179,12 @@ def check_comparable(sets: Sequence[Sequence[Run]]) -> None:
                 raise InputError(
                     f"{other.name} has the very predictions of {one.name}: it is the same run once "
                     "more, and says nothing of other seeds"
+                )
+            recipe = differences(one.config, other.config).keys() - NOT_OF_THE_RECIPE
+            if one.config.get("seed") == other.config.get("seed") and not recipe:
+                raise InputError(
+                    f"{other.name} has the recipe and the seed of {one.name}, and says nothing of "
+                    "other seeds: give one run of each seed"
                 )
 
 

@@ -4,6 +4,7 @@
 """
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,19 @@ def _correlation(function: Any) -> Any:
     return correlation
 
 
+def _matthews(predictions: Array, references: Array) -> float:
+    """0 where one of them is constant, as scikit-learn has it."""
+    with warnings.catch_warnings():
+        # One for each of a thousand resamples whose rows are all of one class.
+        warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+        return float(sklearn.metrics.matthews_corrcoef(references, predictions))
+
+
 # Names as in the GLUE metric of `evaluate`.
 METRICS = {
     "accuracy": lambda predictions, references: float(np.mean(predictions == references)),
     "f1": _f1,
-    "matthews_correlation": lambda predictions, references: float(
-        sklearn.metrics.matthews_corrcoef(references, predictions)
-    ),
+    "matthews_correlation": _matthews,
     "pearson": _correlation(scipy.stats.pearsonr),
     "spearmanr": _correlation(scipy.stats.spearmanr),
 }

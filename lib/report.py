@@ -156,6 +156,7 @@ def write_results(
             dataset=facts["data"],
             task_name=config["task_name"],
             num_texts=len(task.columns),
+            splits=task.validation,
             results=results,
             config=config,
             device=facts["device"],
@@ -192,6 +193,7 @@ def model_card(
     dataset: str,
     task_name: str | None,
     num_texts: int,
+    splits: Sequence[str],
     results: Mapping[str, Any],
     config: Mapping[str, Any],
     device: str,
@@ -202,15 +204,17 @@ def model_card(
     Args:
         task_name: GLUE task; None for files of the user's own.
         num_texts: 1 for single sentences, 2 for pairs.
+        splits: that the model was evaluated on; MNLI has two.
         results: as in all_results.json.
         config: the resolved configuration.
         plots: title and path, relative to the card, of each plot.
     """
-    scores = {
-        key.removeprefix("eval_"): value
-        for key, value in results.items()
-        if key.startswith("eval_") and isinstance(value, float)
-    }
+    scores = []
+    for key, value in results.items():
+        if key.startswith("eval_") and isinstance(value, float):
+            second = len(splits) > 1 and key.startswith("eval_mm_")
+            metric = key.removeprefix("eval_mm_" if second else "eval_")
+            scores.append((splits[second], metric, value, results.get(f"{key}_ci95")))
     of_glue = dataset == "nyu-mll/glue"
     base = Path(base_model).name if Path(base_model).exists() else base_model
     data = ModelCardData(
@@ -225,19 +229,18 @@ def model_card(
                 dataset_type=dataset if of_glue else "custom",
                 dataset_name=f"GLUE {task_name}" if of_glue else Path(dataset).name,
                 dataset_config=task_name if of_glue else None,
-                dataset_split="validation",
-                metric_type=key,
+                dataset_split=split,
+                metric_type=metric,
                 metric_value=value,
             )
-            for key, value in scores.items()
+            for split, metric, value, _ in scores
         ],
         ignore_metadata_errors=False,
     )
     rows = []
-    for key, value in scores.items():
-        interval = results.get(f"eval_{key}_ci95")
+    for split, metric, value, interval in scores:
         shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-        rows.append(f"| {key} | {value:.4f} | {shown} |")
+        rows.append(f"| {split} | {metric} | {value:.4f} | {shown} |")
     length = "num_train_epochs" if config["max_train_steps"] is None else "max_train_steps"
     warmup = "warmup_ratio" if config["num_warmup_steps"] is None else "num_warmup_steps"
     names: tuple[str, ...] = ("learning_rate", "layerwise_lr_decay", "train_batch_size")
@@ -245,7 +248,7 @@ def model_card(
     names += ("lr_scheduler_type", "weight_decay", "max_grad_norm", "label_smoothing")
     names += ("max_length", "seed")
     settings = "\n".join(f"| {key} | {config[key]} |" for key in names)
-    second = ', "text_pair": "On Monday, he said so."' if num_texts == 2 else ""
+    pair = ', "text_pair": "On Monday, he said so."' if num_texts == 2 else ""
     about = f"`{dataset}` ({task_name})" if task_name else f"`{dataset}`"
     table = "\n".join(rows)
     pictures = "\n\n".join(f"![{title}]({path})" for title, path in plots.items())
@@ -261,13 +264,13 @@ def model_card(
 from transformers import pipeline
 
 classify = pipeline("text-classification", "{name}")
-classify({{"text": "He said so on Monday."{second}}})
+classify({{"text": "He said so on Monday."{pair}}})
 ```
 
-## Results on the validation split
+## Results
 
-| metric | value | 95% interval |
-|---|---|---|
+| split | metric | value | 95% interval |
+|---|---|---|---|
 {table}
 
 The intervals are bootstrapped over the validation rows; they do not cover the choice of the best

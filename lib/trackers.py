@@ -11,6 +11,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -26,6 +27,7 @@ from lib.output import write_text
 
 RUN_ID_FILE = "wandb_run_id"
 STEP = "train/global_step"
+EVALUATED = "eval/global_step"
 
 # Seconds that the wandb server has to answer before the run is tracked offline.
 SERVER_SECONDS = 5.0
@@ -62,6 +64,7 @@ class Trackers:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.known: dict[str, Callable[[Line], bool]] = {}
+        self.unsent: set[Line] = set()  # lines in the offline folders of wandb
         # A run that ends without having finished has failed.
         atexit.register(self.finish, exit_code=1)
 
@@ -74,7 +77,7 @@ class Trackers:
         folder: Path,
         metrics: Sequence[str],
         lines: Sequence[Mapping[str, Any]],
-        last_update: int,
+        earlier: Sequence[Mapping[str, Any]],
         wandb_options: Mapping[str, Any],
     ) -> None:
         """Start trackers, and give them what they lack of `lines`.
@@ -83,12 +86,13 @@ class Trackers:
             config: the resolved configuration and facts of the run.
             metrics: of an evaluation, of which wandb shows the best: the highest, or lowest loss.
             lines: those of metrics.jsonl up to where the run goes on.
-            last_update: that of the last line before the run was started again.
+            earlier: those that were written, and logged, before the run was started again.
             wandb_options: entity, name, group, tags and mode for `wandb.init`.
         """
+        logged = {_key(_named(line)) for line in earlier}
         for name in names:
             try:
-                self._start(name, project, config, folder, last_update, wandb_options)
+                self._start(name, project, config, folder, logged, wandb_options)
             except Exception as error:
                 self._give_up(name, error)
         self.call("wandb", lambda run: _define_metrics(run, metrics))
@@ -143,12 +147,12 @@ class Trackers:
         project: str,
         config: Mapping[str, Any],
         folder: Path,
-        last_update: int,
+        logged: set[Line],
         wandb_options: Mapping[str, Any],
     ) -> None:
-        self.known[name] = lambda line: line[1] <= last_update
+        self.known[name] = logged.__contains__
         options: dict[str, Any] = {}
-        config = {field: _without_home(value) for field, value in config.items()}
+        config = {field: without_home(value) for field, value in config.items()}
         if name != "wandb":
             config = {
                 field: value if isinstance(value, (int, float, str, bool)) else str(value)
@@ -162,9 +166,8 @@ class Trackers:
             os.environ.setdefault("TRACKIO_DIR", str(folder.resolve() / "trackio"))
             # It knows runs by their names, which folders of the same name would share.
             options = {"name": f"{wandb_options['name']}-{run_id(folder)}", "resume": "allow"}
-            if last_update and not TRACKIO_SERVERS.intersection(os.environ):
-                held = _trackio_lines(project, options["name"])
-                self.known[name] = lambda line: line in held
+            if logged and not TRACKIO_SERVERS.intersection(os.environ):
+                self.known[name] = _trackio_lines(project, options["name"]).__contains__
         elif name == "wandb":
             options = self._wandb_options(folder, wandb_options)
         self._init(name, project, config, options)
@@ -173,11 +176,13 @@ class Trackers:
         self, name: str, project: str, config: Mapping[str, Any], options: dict[str, Any]
     ) -> None:
         self.accelerator.log_with = [name]
-        before = list(self.accelerator.trackers)
+        # Accelerate would start and configure those that run once more.
+        before, self.accelerator.trackers = self.accelerator.trackers, []
         try:
             self.accelerator.init_trackers(
                 project, config=dict(config), init_kwargs={name: options}
             )
+            self.accelerator.trackers = before + self.accelerator.trackers
         except Exception:
             self.accelerator.trackers = before
             if name != "wandb" or options["mode"] != "online":
@@ -195,9 +200,12 @@ class Trackers:
             # Slurm signals too where it signals all descendants of a task.
             import_hooks.unregister_all_post_import_hooks()
             run = self.accelerator.get_tracker("wandb", unwrap=True)
-            if not run.offline and run.resumed:
-                last = int(run.summary.get(STEP) or 0)
-                self.known[name] = lambda line: line[1] <= last
+            if not run.offline:
+                # The server tells what it has, and `wandb sync` will bring the offline parts.
+                seen = {"train": run.summary.get(STEP), "eval": run.summary.get(EVALUATED)}
+                self.known[name] = lambda line: (
+                    line in self.unsent or line[1] <= (seen[line[0]] or 0)
+                )
 
     def _wandb_options(self, folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         import wandb
@@ -208,14 +216,16 @@ class Trackers:
             os.environ.setdefault(
                 f"WANDB_{kind}_DIR", str(folder.resolve() / "wandb" / kind.lower())
             )
-        held = _offline_lines(folder)
-        self.known["wandb"] = lambda line: line in held
+        folders, known = Path(os.environ["WANDB_DIR"]) / "wandb", _known_id(folder)
+        self.unsent = _lines_on_disk(folders.glob(f"offline-run-*-{known}/run-{known}.wandb"))
+        sent = _lines_on_disk(folders.glob(f"run-*-{known}/run-{known}.wandb"))
+        self.known["wandb"] = (self.unsent | sent).__contains__
         mode = wanted.get("mode") or os.environ.get("WANDB_MODE")
         if mode is None:
             reason = _no_server(wandb.setup().settings.base_url, wandb.setup().settings.api_key)
             mode = "offline" if reason else "online"
             if reason:
-                _say_offline(reason, folder)
+                _say_offline(reason, Path(os.environ["WANDB_DIR"]))
         return {
             **wanted,
             "mode": mode,
@@ -263,7 +273,7 @@ def _say_offline(reason: str, folder: Path) -> None:
 
 
 def _no_server(base_url: str, api_key: str | None) -> str | None:
-    """Why the server cannot be used; None if it can."""
+    """Why the server cannot be used; None if it answers within `SERVER_SECONDS`."""
     host = urllib.parse.urlparse(base_url).hostname or ""
     try:
         saved = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
@@ -271,24 +281,34 @@ def _no_server(base_url: str, api_key: str | None) -> str | None:
         saved = None
     if not (api_key or saved):
         return "no API key (wandb login)"
-    try:
-        request = urllib.request.Request(base_url, method="HEAD")
-        urllib.request.urlopen(request, timeout=SERVER_SECONDS).close()
-    except urllib.error.HTTPError:
-        return None  # it answers
-    except (OSError, ValueError) as error:
-        return f"{host} does not answer ({error})"
-    return None
+    silence = f"{host} does not answer"
+    reasons: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(base_url, method="HEAD")
+            urllib.request.urlopen(request, timeout=SERVER_SECONDS).close()
+        except urllib.error.HTTPError:
+            reasons.append(None)  # it answers
+        except (OSError, ValueError) as error:
+            reasons.append(f"{silence} ({error})")
+        else:
+            reasons.append(None)
+
+    # Its time-out does not cover the search for the address, which may take a minute.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(SERVER_SECONDS)
+    return reasons[0] if reasons else f"{silence} within {SERVER_SECONDS:g} s"
 
 
-def _offline_lines(folder: Path) -> set[Line]:
-    """What earlier starts of this run wrote to its offline folders.
+def _lines_on_disk(files: Iterable[Path]) -> set[Line]:
+    """What earlier starts of this run wrote to the files of wandb.
 
     A killed process loses the end of what it logged, so metrics.jsonl does not tell.
     """
     held: set[Line] = set()
-    known = _known_id(folder)
-    for path in sorted((folder / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb")):
+    for path in files:
         if path.stat().st_size == 0:
             continue  # killed as it began
         # It prints what it can read, and may fail at the end that a killed process left half.
@@ -301,7 +321,7 @@ def _offline_lines(folder: Path) -> set[Line]:
         ).stdout
         for line in printed.splitlines():
             record = json.loads(line)
-            if record["type"] == "history" and STEP in record["history"]["item"]:
+            if record["type"] == "history" and _is_line(record["history"]["item"]):
                 held.add(_key(record["history"]["item"]))
     return held
 
@@ -334,7 +354,7 @@ def _known_id(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip() if path.exists() else "none"
 
 
-def _without_home(value: Any) -> Any:
+def without_home(value: Any) -> Any:
     """A value whose paths do not tell who ran it."""
     home = str(Path.home())
     return value.replace(home, "~") if isinstance(value, str) and home != "/" else value
@@ -343,6 +363,8 @@ def _without_home(value: Any) -> Any:
 def _named(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line of metrics.jsonl under the names that the trackers group by."""
     values: dict[str, Any] = {STEP: line["update"]}
+    if "eval_loss" in line:
+        values[EVALUATED] = line["update"]
     for name, value in line.items():
         if name != "update" and value is not None:
             kind, _, rest = name.partition("_")
@@ -350,6 +372,10 @@ def _named(line: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _is_line(values: Mapping[str, Any]) -> bool:
+    """Not a chart, nor one of wandb's own."""
+    return STEP in values and ("train/loss" in values or EVALUATED in values)
+
+
 def _key(values: Mapping[str, Any]) -> Line:
-    kind = "eval" if any(name.startswith("eval/") for name in values) else "train"
-    return kind, int(values[STEP])
+    return "eval" if EVALUATED in values else "train", int(values[STEP])

@@ -29,7 +29,7 @@ class MetricsLog:
             anew.
 
     Attributes:
-        last_update: of the last line that an earlier start had written.
+        earlier: the lines that an earlier start had written.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class MetricsLog:
         self.path = folder / METRICS_FILE
         self.accelerator = accelerator
         self.trackers = trackers
-        self.last_update = 0
+        self.earlier: list[dict[str, Any]] = []
         if accelerator.is_main_process:
-            self.last_update = max((int(line["update"]) for line in self.lines()), default=0)
+            self.earlier = self.lines()
             with replacing(self.path) as new:
                 new.write_bytes(b"" if source is None else (source / METRICS_FILE).read_bytes())
 
@@ -62,17 +62,21 @@ class MetricsLog:
 
 
 class Speed:
-    """Rows and real tokens (no padding) per second of training; evaluations do not count."""
+    """Rows and real tokens (no padding) per second of training; evaluations do not count.
+
+    Attributes:
+        seconds_to_first_update: from the first start of the run.
+    """
 
     def __init__(self) -> None:
         self.created = time.perf_counter()
+        self.since: float | None = None
         self.seconds_to_first_update: float | None = None
-        self.total_seconds = 0.0
-        self.total_rows = 0
-        self.total_tokens = 0
         self.rows = self.tokens = 0
         self.seconds = 0.0
-        self.resume()
+        # At the last reading.
+        self.read_rows = self.read_tokens = 0
+        self.read_seconds = 0.0
 
     def resume(self) -> None:
         """Training goes on from here."""
@@ -80,7 +84,9 @@ class Speed:
 
     def pause(self) -> None:
         """Training stops here, for an evaluation or a checkpoint."""
-        self.seconds += time.perf_counter() - self.since
+        if self.since is not None:
+            self.seconds += time.perf_counter() - self.since
+            self.since = None
 
     def add(self, num_rows: int, num_tokens: int) -> None:
         if self.seconds_to_first_update is None:
@@ -91,18 +97,34 @@ class Speed:
     def read(self) -> dict[str, float]:
         """`examples_per_second` and `tokens_per_second` since the last reading."""
         self.pause()
-        rates = self._rates(self.rows, self.tokens, self.seconds)
-        self.total_rows += self.rows
-        self.total_tokens += self.tokens
-        self.total_seconds += self.seconds
-        self.rows = self.tokens = 0
-        self.seconds = 0.0
+        rates = self._rates(
+            self.rows - self.read_rows,
+            self.tokens - self.read_tokens,
+            self.seconds - self.read_seconds,
+        )
+        self._mark()
         self.resume()
         return rates
 
     def overall(self) -> dict[str, float]:
-        """The same over the whole run, up to the last reading."""
-        return self._rates(self.total_rows, self.total_tokens, self.total_seconds)
+        """The same over the whole run, whose updates are counted once, and its `seconds`."""
+        return {**self._rates(self.rows, self.tokens, self.seconds), "seconds": self.seconds}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        self.pause()
+        names = ("rows", "tokens", "seconds", "seconds_to_first_update")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint holds."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._mark()
+
+    def _mark(self) -> None:
+        self.read_rows, self.read_tokens = self.rows, self.tokens
+        self.read_seconds = self.seconds
 
     @staticmethod
     def _rates(rows: int, tokens: int, seconds: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lib.evaluation import Predictions
 from lib.metrics import calibration_bins, has_labels, predictions_of, probabilities_of, row_losses
-from lib.trackers import STEP
+from lib.trackers import without_home
 
 
 def log_predictions(
@@ -17,14 +17,12 @@ def log_predictions(
     predictions: Predictions,
     texts: Mapping[str, Sequence[str]],
     names: Sequence[str],
-    update: int,
 ) -> None:
     """Confusion matrix, precision-recall and ROC curves, calibration, and a table of the rows.
 
     Args:
         texts: the text columns of the rows.
         names: of the classes; empty for a regression, which gets the table alone.
-        update: of the model that predicted.
     """
     import wandb
 
@@ -33,7 +31,7 @@ def log_predictions(
         return
     answers = predictions_of(logits)
     losses = row_losses(logits, labels)
-    shown: dict[str, Any] = {STEP: update}
+    shown: dict[str, Any] = {}
     columns: list[str | int] = ["row", *texts, "label", "prediction", "loss"]
     values: list[Sequence[Any]] = [range(len(labels)), *texts.values()]
     if names:
@@ -83,7 +81,8 @@ def log_model(
     if how == "none":
         return
 
-    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={**facts, **results})
+    metadata = {name: without_home(value) for name, value in {**facts, **results}.items()}
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         path = folder / name
         if not path.exists():

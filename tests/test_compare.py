@@ -2,6 +2,7 @@ import html.parser
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,8 +263,25 @@ def test_other_data_are_refused(three, tmp_path, capsys):
     assert "data_fingerprint eeeeeeee and ffffffff" in said
 
 
+def test_a_seed_counts_once(three, tmp_path, capsys):
+    """On another machine the last digits are others, but it is no other draw."""
+    again = make_run(tmp_path / "again", wrong_in(7), seed=2)
+    assert f"{again} has the recipe and the seed of {three[2]}" in refusal(capsys, *three, again)
+
+
+def test_another_precision_is_another_recipe(three, tmp_path, capsys):
+    other = make_run(tmp_path / "other", wrong_in(7), seed=1)
+    for run, precision in ((three[0], "no"), (other, "bf16")):
+        path = Path(run) / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "precision": precision}))
+    words = compared(capsys, three[0], "--against", other)["words"]
+    assert "The first runs of A and B differ in: precision no and bf16." in words
+
+
 def test_other_test_rows_are_no_other_data(three, tmp_path, capsys):
-    other = make_run(tmp_path / "other", wrong_in(7), fingerprint="e" * 64, max_predict_samples=8)
+    other = make_run(
+        tmp_path / "other", wrong_in(7), seed=3, fingerprint="e" * 64, max_predict_samples=8
+    )
     assert main([*three, other]) == 0
     capsys.readouterr()
     fewer = make_run(

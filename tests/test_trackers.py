@@ -11,11 +11,12 @@ import threading
 
 import pytest
 import wandb
-from conftest import read_metrics, run_script, start_script, wait_for
+import yaml
+from conftest import ROOT, read_metrics, run_script, start_script, wait_for
 from test_checkpoint import run_until
 from test_training import run
 
-from lib.trackers import STEP, run_id, tracker_names
+from lib.trackers import STEP, Trackers, run_id, tracker_names
 
 
 @pytest.fixture
@@ -89,6 +90,14 @@ def test_an_offline_run_holds_all_of_it(tracked, tmp_path, capfd):
     assert [end.get("exit_code", 0) for end in ends] == [0]
 
 
+def tensorboard_losses(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "train_mrpc"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+
 def config_of(records):
     config = {}
     for record in records:
@@ -96,6 +105,30 @@ def config_of(records):
             part = record[record["type"]]
             config |= part.get("config", part).get("update", {})
     return config
+
+
+def test_the_metric_of_the_sweep_is_logged(tracked, tmp_path):
+    run(tracked, tmp_path)
+    metric = yaml.safe_load((ROOT / "sweep.yaml").read_text())["metric"]["name"]
+    rows = history(inspect(tmp_path))
+    assert [row[metric] for row in rows if metric in row] == [
+        pytest.approx(line["eval_combined_score"])
+        for line in read_metrics(tmp_path)
+        if "eval_combined_score" in line
+    ]
+
+
+@pytest.mark.parametrize("names", [("wandb", "tensorboard"), ("tensorboard", "wandb")])
+def test_several_trackers_do_not_disturb_each_other(tracked, tmp_path, capfd, names):
+    run(tracked, tmp_path, "--report_to", *names)
+    assert "the run goes on without it" not in capfd.readouterr().err
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    records = inspect(tmp_path)
+    assert len(history(records)) == len(read_metrics(tmp_path))
+    assert config_of(records)["num_rows"] == {"train": 53, "validation": 23}
+    assert [event[0] for event in tensorboard_losses(tmp_path)] == [
+        line["update"] for line in read_metrics(tmp_path) if "loss" in line
+    ]
 
 
 def test_the_config_tells_where_the_run_comes_from_and_not_who_ran_it(
@@ -111,6 +144,9 @@ def test_the_config_tells_where_the_run_comes_from_and_not_who_ran_it(
     assert config["output_dir"] == "~/out"
     assert "hub_token" not in config
     assert str(tmp_path) not in json.dumps(config)
+    artifacts = [record.get("artifact", {}) for record in inspect(tmp_path / "out")]
+    (model,) = [artifact for artifact in artifacts if artifact.get("type") == "model"]
+    assert str(tmp_path) not in json.dumps(model["metadata"])
 
 
 def test_a_row_for_each_pair_the_hardest_first(tracked, tmp_path):
@@ -135,6 +171,62 @@ def test_stopped_twice_it_is_one_run_with_each_line_once(tracked, tmp_path):
     rows = history(records)
     assert [row[STEP] for row in rows] == [line["update"] for line in read_metrics(tmp_path)]
     assert sum(record["type"] == "preempting" for record in records) == 2
+    ends = [record["exit"].get("exit_code", 0) for record in records if record["type"] == "exit"]
+    assert ends == [75, 75, 0]
+
+
+def test_where_the_user_wants_wandb_to_write_each_line_is_once_too(
+    tracked, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    run_until(tracked, tmp_path / "out", 6)
+    run(tracked, tmp_path / "out")
+    updates = [row[STEP] for row in history(inspect(tmp_path / "elsewhere"))]
+    assert updates == [line["update"] for line in read_metrics(tmp_path / "out")]
+    assert f"wandb sync {tmp_path}/elsewhere/wandb/offline-run-*" in capfd.readouterr().err
+
+
+class OnlineRun:
+    """What `wandb.init` returns for a run that the server knows from an earlier start."""
+
+    offline, resumed, id = False, True, "one"
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.summary = {name: value for row in rows for name, value in row.items()}
+
+    def log(self, row, **_):
+        self.rows.append(row)
+
+    def define_metric(self, *_, **__):
+        pass
+
+    log_artifact = finish = mark_preempting = define_metric
+
+
+def test_an_online_run_gets_what_its_server_lacks(tracked, tmp_path, monkeypatch):
+    """Stopped in the evaluation after an epoch, of which only the line of training was logged."""
+    rows = []
+    monkeypatch.setattr(wandb, "init", lambda **_: OnlineRun(rows))
+    monkeypatch.setattr(wandb, "config", {}, raising=False)
+    online = [*tracked, "--wandb_mode=online", "--logging_steps=1"]
+    run_until(online, tmp_path, 9)
+    assert [(row[STEP], "eval/loss" in row) for row in rows][-1] == (7, False)
+    run(online, tmp_path)
+    lines = [row for row in rows if STEP in row]
+    assert [row[STEP] for row in lines] == [line["update"] for line in read_metrics(tmp_path)]
+
+
+def test_the_lines_of_a_run_that_is_replaced_are_not_those_of_the_new(
+    tracked, tmp_path, monkeypatch
+):
+    run(tracked, tmp_path)
+    seen = []
+    monkeypatch.setattr(Trackers, "start", lambda *_, earlier, **__: seen.append(len(earlier)))
+    run(tracked, tmp_path, "--max_train_steps=3", "--overwrite_output_dir")
+    run(tracked, tmp_path, "--max_train_steps=3")
+    assert seen == [0, 2]
 
 
 def test_killed_without_a_word_no_line_is_missing_or_twice(tracked, dropout_bert, tmp_path):
@@ -275,15 +367,10 @@ def test_a_wandb_folder_that_cannot_be_written(tracked, tmp_path):
 
 
 def test_tensorboard_has_each_line_once_after_a_restart(tracked, tmp_path):
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
     more = ["--report_to=tensorboard"]
     run_until(tracked, tmp_path, 6, *more)
     run(tracked, tmp_path, *more)
-    events = event_accumulator.EventAccumulator(str(tmp_path / "train_mrpc"))
-    events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    found = tensorboard_losses(tmp_path)
     wanted = [(line["update"], line["loss"]) for line in read_metrics(tmp_path) if "loss" in line]
     assert found == [(update, pytest.approx(loss)) for update, loss in wanted]
 

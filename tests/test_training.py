@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, run_script, write_csv
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from lib.batching import global_batches
@@ -215,6 +216,10 @@ def test_mnli_is_scored_on_both_of_its_validation_splits(bert, tmp_path):
     flags = ["--task_name=mnli", f"--dataset_name={tmp_path}", f"--model_name_or_path={bert}"]
     results = run(flags, tmp_path / "out", "--max_train_steps=1", "--max_length=32")
     assert results["eval_num_rows"] == results["eval_mm_num_rows"] == 6
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert [(r.dataset_split, r.metric_type) for r in card.data.eval_results] == [
+        (f"validation_{part}matched", name) for part in ("", "mis") for name in ("accuracy", "loss")
+    ]
     lines = (tmp_path / "out" / "predictions" / "MNLI-m.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction"
     assert lines[1].split("\t")[1] in ("entailment", "neutral", "contradiction")
@@ -250,8 +255,6 @@ def test_the_saved_folder_gives_the_predictions_that_were_written(flags, files, 
 
 
 def test_the_model_card_is_one(flags, tmp_path):
-    from huggingface_hub import ModelCard
-
     results = run(flags, tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
     scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
