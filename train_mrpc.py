@@ -15,7 +15,7 @@ An `update` is one step of the optimizer; its rows, over all processes, are the 
 import os
 import sys
 
-from lib.preemption import Signals
+from lib.preemption import Signals, ignore_stop_signals
 
 SIGNALS = Signals()
 
@@ -25,7 +25,13 @@ if __name__ == "__main__":
 
 from lib import hub
 from lib.command_line import exit_status, hide_token, parse_arguments
-from lib.config import TrainConfig, check_same_run, num_warmup_updates, resolve_batch_sizes
+from lib.config import (
+    MAY_GROW,
+    TrainConfig,
+    check_same_run,
+    num_warmup_updates,
+    resolve_batch_sizes,
+)
 
 if __name__ == "__main__":
     # Before the seconds that the imports below take, and before they look for the hub.
@@ -93,6 +99,9 @@ from lib.processes import (
 from lib.rendezvous import joined
 from lib.trackers import Trackers, forget_run, tracker_names
 
+# For the processes of an earlier start, which Slurm kills 30 s after it asked them to end.
+SECONDS_TO_END = 60.0
+
 
 def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     """The whole run, from the configuration to what all_results.json holds.
@@ -100,6 +109,12 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     Raises:
         Preempted: it was told to stop by a signal, and can go on from its newest checkpoint.
     """
+    with output.Lock(Path(config.output_dir)) as lock:
+        return train(config, signals, lock)
+
+
+def train(config: TrainConfig, signals: Signals, lock: output.Lock) -> dict[str, Any]:
+    """The same, with a lock on the output folder that is taken when it is written."""
     tracking.quiet_libraries()
     speed = tracking.Speed()
     accelerator, config = start(config)
@@ -144,8 +159,10 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
         "data_fingerprint": inputs.data_fingerprint,
         "mixed_precision": accelerator.mixed_precision,
     }
-    source = find_checkpoint(config, run, accelerator)
-    claim_output(config, source, accelerator)
+    # From here on there is a status to leave behind, which the next check does.
+    signals.at_once = False
+    source, update = find_checkpoint(config, run, lock, accelerator)
+    claim_output(config, source, update, lock, accelerator)
     monitor = Monitor(accelerator, optimizer, partial(explain, sampler, schedule))
     checkpoints = checkpoint.Checkpoints(
         folder,
@@ -215,7 +232,6 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
         return f"after update {state.update} of {num_updates}{kept}: {again}"
 
     agreement.leave = leave
-    signals.at_once = False
     agreement.check()
     if state.update > 0:
         catch_up()
@@ -331,20 +347,24 @@ def start(config: TrainConfig) -> tuple[Accelerator, TrainConfig]:
 
 
 def find_checkpoint(
-    config: TrainConfig, run: dict[str, Any], accelerator: Accelerator
-) -> Path | None:
-    """The checkpoint to go on from, the same on all processes; None starts from the beginning.
+    config: TrainConfig, run: dict[str, Any], lock: output.Lock, accelerator: Accelerator
+) -> tuple[Path | None, int]:
+    """The checkpoint to go on from and its update, the same on all processes.
 
-    A command that a launcher starts again has come further than the checkpoint that it names.
+    None and 0 start from the beginning. A command that a launcher starts again has come further
+    than the checkpoint that it names.
 
     Raises:
         InputError: the one that was asked for is damaged, or it is of another run.
     """
     asked, folder = config.resume_from_checkpoint, Path(config.output_dir)
 
-    def find() -> Path | None:
+    def find() -> tuple[Path | None, int]:
         newest = None
-        if (asked in (None, "auto") and not overwrites(config)) or restarted():
+        if output.read_status(folder):
+            take(lock)
+            output.recover(folder)
+        if (asked in (None, "auto") and not overwrites(config)) or started_again(folder):
             newest, remarks = checkpoint.newest(folder)
             for remark in remarks:
                 print(f"passed over: {remark}", file=sys.stderr)
@@ -353,34 +373,57 @@ def find_checkpoint(
         if newest is None:
             if not overwrites(config) and (asked or (folder / output.CONFIG_FILE).exists()):
                 print(f"no checkpoint in {folder} to go on from: starting from the beginning")
-            return None
+            return None, 0
         source, manifest = newest
         check_same_run(manifest["run"], run, source)
         print(f"going on from {source}, after update {manifest['update']}", flush=True)
-        return source
+        for name in MAY_GROW:
+            if manifest["run"][name] != run[name]:
+                print(
+                    f"{name} {manifest['run'][name]} there, {run[name]} here: from here on the "
+                    "learning rate is that of the longer run"
+                )
+        return source, manifest["update"]
 
-    found: Path | None = broadcast_object_list([on_main_process(accelerator, find)])[0]
+    found: tuple[Path | None, int] = broadcast_object_list([on_main_process(accelerator, find)])[0]
     return found
+
+
+def take(lock: output.Lock) -> None:
+    """Take the output folder; the processes of a start before this one may still be ending."""
+    lock.acquire(seconds=SECONDS_TO_END if restarted() else 0)
+
+
+def started_again(folder: Path) -> bool:
+    """Whether a launcher or Slurm started the command line again that wrote to the folder."""
+    started_by = output.read_status(folder).get("started_by")
+    return restarted() and started_by == output.started_by()
 
 
 def overwrites(config: TrainConfig) -> bool:
     """Whether to start anew; not when a launcher started the same command line once more."""
-    return config.overwrite_output_dir and not restarted()
+    return config.overwrite_output_dir and not started_again(Path(config.output_dir))
 
 
-def claim_output(config: TrainConfig, source: Path | None, accelerator: Accelerator) -> None:
+def claim_output(
+    config: TrainConfig,
+    source: Path | None,
+    update: int,
+    lock: output.Lock,
+    accelerator: Accelerator,
+) -> None:
     """Make the output folder this run's, and see that all machines share it."""
     folder = Path(config.output_dir)
 
     def claim() -> None:
+        take(lock)
         if overwrites(config):
             for path in checkpoint.owned(folder):
                 if source is None or path.resolve() != source.resolve():
                     output.discard(path)
             (folder / tracking.METRICS_FILE).unlink(missing_ok=True)
             forget_run(folder)
-        output.claim(folder, config.to_dict())
-        output.write_status(folder, "running", 0)
+        output.claim(folder, config.to_dict(), update)
 
     def see() -> None:
         if not (folder / output.CONFIG_FILE).exists():
@@ -445,7 +488,8 @@ def load_inputs(config: TrainConfig) -> Inputs:
         tokenizer,
         model,
         lengths=data.row_lengths(tokenised.train),
-        data_fingerprint=splits.fingerprint(),
+        # What decides the weights and which of them are best.
+        data_fingerprint=dataclasses.replace(splits, test={}).fingerprint(),
     )
 
 
@@ -472,6 +516,7 @@ def make_loaders(
         batch_sampler=sampler,
         collate_fn=make_collator(config, inputs, accelerator, most_rows),
         num_workers=config.dataloader_num_workers,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
     validation = inputs.tokenised.validation[inputs.splits.task.validation[0]]
@@ -505,7 +550,7 @@ def degraded(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> l
     lines = degradations(accelerator)
     if config.use_slow_tokenizer and inputs.tokenizer.is_fast:
         lines.append("this model has no slow tokenizer: using the fast one")
-    if config.overwrite_output_dir and restarted():
+    if config.overwrite_output_dir and started_again(Path(config.output_dir)):
         lines.append("started again by the launcher: going on instead of overwriting")
     return lines
 

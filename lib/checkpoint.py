@@ -179,7 +179,7 @@ class Checkpoints:
                     beside(path) / MANIFEST_FILE, {**manifest, "checksum": _digest(manifest)}
                 )
                 move_into_place(path)
-                self._prune()
+                self._prune(path, state)
 
         try:
             on_main_process(self.accelerator, prepare)
@@ -218,7 +218,8 @@ class Checkpoints:
         self.speed.load(speed)
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
-        self.saved = dataclasses.replace(state)
+        if source.resolve().parent == self.folder.resolve():
+            self.saved = dataclasses.replace(state)
         return state
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -246,8 +247,16 @@ class Checkpoints:
             self.model, self.optimizer, options=options
         )
         saved = load_file(source / MOMENTS_FILE)
+        # PyTorch makes some up for weights that never had a gradient, and insists on them here.
+        made_up = {
+            name
+            for name, values in moments["state"].items()
+            if not any(f"{name}.{moment}" in saved for moment in values)
+        }
         moments["state"] = {
-            name: {moment: saved.pop(f"{name}.{moment}") for moment in values}
+            name: values
+            if name in made_up
+            else {moment: saved.pop(f"{name}.{moment}") for moment in values}
             for name, values in moments["state"].items()
         }
         if saved:
@@ -260,15 +269,26 @@ class Checkpoints:
             optim_state_dict=moments,
             options=options,
         )
+        for name, weight in self.model.named_parameters():
+            if name in made_up:
+                del self.optimizer.state[weight]
 
-    def _prune(self) -> None:
-        """Remove all but the newest checkpoints and the best, now that a newer one is in place."""
+    def _prune(self, written: Path, state: TrainingState) -> None:
+        """Remove older checkpoints but the best, now that a newer one is in place.
+
+        Those of later updates stay: the run did not go on from them, as they are damaged or were
+        not asked for, and will come to replace them.
+        """
         if self.keep is None:
             return
-        found = sorted(owned(self.folder).items(), key=lambda item: item[1]["update"])
-        best = found[-1][1]["best_update"]
-        for path, manifest in found[: -self.keep]:
-            if manifest["update"] != best:
+        older = [
+            (manifest["update"], path)
+            for path, manifest in owned(self.folder).items()
+            if manifest["update"] <= state.update and path != written
+        ]
+        kept = self.keep - 1
+        for update, path in sorted(older)[: max(0, len(older) - kept)]:
+            if update != state.best_update:
                 discard(path)
 
 

@@ -39,21 +39,7 @@ from lib.significance import (
 from lib.tasks import TASKS, task_of_files
 
 # Fields in which runs of one recipe may differ.
-NOT_OF_THE_RECIPE = {*FREE_TO_CHANGE, "seed", "max_predict_samples"}
-
-# Fields that say which rows a run read, besides the number of test rows.
-ROWS = (
-    "task_name",
-    "dataset_name",
-    "dataset_revision",
-    "train_file",
-    "validation_file",
-    "test_file",
-    "text_columns",
-    "label_column",
-    "max_train_samples",
-    "max_eval_samples",
-)
+NOT_OF_THE_RECIPE = {*FREE_TO_CHANGE, "seed"}
 
 LOWER_IS_BETTER = ("loss", "seconds")
 
@@ -156,10 +142,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def check_comparable(sets: Sequence[Sequence[Run]]) -> None:
     """See that all runs are scored on the same rows, and are different runs.
 
-    Fingerprints are of all splits. Where they differ, runs that read the same training and
-    validation rows are still compared: those whose configurations differ in nothing but the
-    number of test rows.
-
     Raises:
         InputError: two runs are not; the message names them.
     """
@@ -197,9 +179,7 @@ def _other_data(one: Run, other: Run) -> str | None:
         return f"{len(other.labels)} and {len(one.labels)} validation rows"
     if (one.labels != other.labels).any():
         return f"row {np.flatnonzero(one.labels != other.labels)[0]} is labelled otherwise"
-    differing = differences(one.config, other.config)
-    only_test_rows = "max_predict_samples" in differing and not differing.keys() & set(ROWS)
-    if one.fingerprint != other.fingerprint and not only_test_rows:
+    if one.fingerprint != other.fingerprint:
         return f"data_fingerprint {other.fingerprint[:8]} and {one.fingerprint[:8]}"
     return None
 

@@ -318,6 +318,7 @@ FREE_TO_CHANGE = {
     "train_file",
     "validation_file",
     "test_file",
+    "max_predict_samples",
     "dataset_name",
     "dataset_revision",
     "dataloader_num_workers",

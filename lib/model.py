@@ -243,10 +243,8 @@ def check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedToke
             f"--model_name_or_path: the tokenizer has {len(tokenizer)} words, the model {words}: "
             "they do not belong together"
         )
-    positions = min(
-        getattr(model.config, "max_position_embeddings", None) or max_length,
-        tokenizer.model_max_length,
-    )
+    limit = getattr(model.config, "max_position_embeddings", None) or 0  # XLNet: -1 for none
+    positions = min(limit if limit > 0 else max_length, tokenizer.model_max_length)
     if max_length > positions:
         raise InputError(
             f"--max_length {max_length} is more than the {positions} tokens that the model takes"

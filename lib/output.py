@@ -6,17 +6,26 @@ import json
 import os
 import re
 import shutil
+import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from safetensors import SafetensorError
 
 from lib.errors import InputError
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
+LOCK_FILE = ".lock"
 RESULTS_FILE = "all_results.json"
 MANIFEST_FILE = "manifest.json"
 # What a finished run leaves, and a replaced one must not.
@@ -35,11 +44,20 @@ def check_free(folder: Path) -> None:
             f"--output_dir {folder}: {parent} cannot be written; choose another folder"
         )
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if found and CONFIG_FILE not in found:
+    if set(found) - {LOCK_FILE, beside(folder / STATUS_FILE).name} and not read_status(folder):
         raise InputError(
             f"--output_dir {folder} already holds files that are not of a run "
             f"({', '.join(found[:3])}): choose another folder"
         )
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `write_status` wrote; nothing if the folder is not that of a run."""
+    try:
+        content = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "status" in content else {}
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -58,20 +76,20 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
-def claim(folder: Path, config: Mapping[str, Any]) -> None:
-    """Make the folder, and write there whose it is.
+def claim(folder: Path, config: Mapping[str, Any], update: int) -> None:
+    """Write whose the folder is, and that a run goes on there after `update`.
 
     Raises:
         InputError: it cannot be written.
     """
+    write_status(folder, "running", update)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         # The results of a run that is replaced would look like this run's.
         for name in RESULT_FILES:
             (folder / name).unlink(missing_ok=True)
         # What a killed process left half written.
-        for pattern in (f".*{WRITING}", f".*{OLD}"):
-            for path in folder.glob(pattern):
+        for end in (WRITING, REPLACED, REMOVED):
+            for path in folder.glob(f".*{end}"):
                 remove(path)
     write_yaml(folder / CONFIG_FILE, config)
 
@@ -113,9 +131,8 @@ def _error_number(error: OSError | SafetensorError | RuntimeError) -> int:
     return int(found[1]) if found else 0
 
 
-# Ends of the names of what is being written, and of what is being replaced or removed.
-WRITING = ".writing"
-OLD = ".old"
+# Ends of the names of what is being written, replaced or removed; nobody else's end so.
+WRITING, REPLACED, REMOVED = (f".train_mrpc.{state}" for state in ("writing", "old", "removed"))
 
 
 def beside(path: Path) -> Path:
@@ -142,22 +159,29 @@ def move_into_place(path: Path) -> None:
     new = beside(path)
     for part in [*new.rglob("*"), new] if new.is_dir() else [new]:
         _flush(part)
+    old = path.with_name(f".{path.name}{REPLACED}")
     if path.is_dir():
-        path.rename(_aside(path))
+        remove(old)
+        path.rename(old)
     new.replace(path)
     _flush(path.parent)
-    remove(path.with_name(f".{path.name}{OLD}"))
+    remove(old)
+
+
+def recover(folder: Path) -> None:
+    """Give back their names to what was about to be replaced, and was not."""
+    for old in folder.glob(f".*{REPLACED}"):
+        path = old.with_name(old.name.removeprefix(".").removesuffix(REPLACED))
+        if not path.exists():
+            with writing(path):
+                old.rename(path)
 
 
 def discard(folder: Path) -> None:
     """Remove a folder; while it is half removed it does not have its name any more."""
-    remove(folder.rename(_aside(folder)))
-
-
-def _aside(path: Path) -> Path:
-    old = path.with_name(f".{path.name}{OLD}")
-    remove(old)
-    return old
+    removed = folder.with_name(f".{folder.name}{REMOVED}")
+    remove(removed)
+    remove(folder.rename(removed))
 
 
 def _flush(path: Path) -> None:
@@ -193,4 +217,69 @@ def write_status(folder: Path, status: str, update: int) -> None:
 
     For batch scripts, as not every launcher passes an exit status on.
     """
-    write_json(folder / STATUS_FILE, {"status": status, "update": update})
+    content = {"status": status, "update": update, "started_by": started_by()}
+    write_json(folder / STATUS_FILE, content)
+
+
+def started_by() -> str | None:
+    """What tells the starts of one job from those of another; None without Slurm and torchrun."""
+    job, launch = (os.environ.get(name) for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"))
+    if job is None and launch is None:
+        return None
+    # Other launches may have the same ID; the launcher of this one stays while it starts anew.
+    return job or f"{launch} {socket.gethostname()} {os.getppid()}"
+
+
+class Lock:
+    """Keeps an output folder to one run at a time, until it is left or its process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK_FILE
+        self.file: TextIO | None = None
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def acquire(self, *, seconds: float) -> None:
+        """Make the folder, and take it; a process that holds it may end within so many seconds.
+
+        Raises:
+            InputError: another process holds it, or it cannot be written.
+        """
+        if self.file is not None:
+            return
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8")
+        deadline = time.monotonic() + seconds
+        while not self._taken(file):
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read().strip()
+                file.close()
+                raise InputError(
+                    f"--output_dir {self.path.parent} is in use by another run ({holder}): wait "
+                    "for it, stop it, or choose another folder"
+                )
+            time.sleep(0.5)
+        file.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+        self.file = file
+
+    @staticmethod
+    def _taken(file: TextIO) -> bool:
+        if fcntl is None:
+            return True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"{file.name} cannot be locked here: start one run at a time", file=sys.stderr)
+        return True

@@ -45,3 +45,10 @@ class Signals:
                 flush=True,
             )
             sys.exit(TRY_AGAIN)
+
+
+def ignore_stop_signals(_: int) -> None:
+    """In a worker of a DataLoader, whose end would be an error in the process that it works for."""
+    for name in STOP_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -14,16 +14,22 @@ import pytest
 from conftest import (
     SCRIPT,
     assert_same_run,
+    last_update,
     read_metrics,
     read_weights,
     run_script,
+    start_script,
+    wait_for,
 )
 from test_training import difference, run
+from transformers import AutoTokenizer, LukeConfig, LukeForSequenceClassification
 
 from lib import checkpoint
 from lib.checkpoint import TrainingState, name_at
 from lib.command_line import parse_arguments
+from lib.demo import MODEL_DIR
 from lib.errors import InputError, Preempted
+from lib.output import REPLACED, beside
 from lib.preemption import Signals
 from train_mrpc import main
 
@@ -83,8 +89,6 @@ def test_resuming_gives_the_same_bits(long_flags, whole, tmp_path, stop):
     """At a logged update, between two, at the end of an epoch, in the next one, and at the end."""
     source = f"--resume_from_checkpoint={whole / stop}"
     run(long_flags, tmp_path, "--checkpointing_steps=14", source)
-    if stop == "step_14":
-        shutil.copytree(whole / stop, tmp_path / stop)
     assert_same_run(tmp_path, whole, "step_14")
 
 
@@ -104,6 +108,13 @@ def test_stopped_wherever_it_asks_the_same_command_finishes_the_same(long_flags,
                for line in stops)  # fmt: skip
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
     assert_same_run(tmp_path, whole, "step_14")
+
+
+def test_a_stop_in_the_evaluation_does_not_wait_for_its_end(flags, tmp_path):
+    """It asks twice at the start, after each of 7 updates, and before each of 3 batches."""
+    run_until(flags, tmp_path, 10, "--per_device_eval_batch_size=8")
+    state = json.loads((tmp_path / "epoch_0" / "training_state.json").read_text())
+    assert (state["update"], state["evaluated"]) == (7, 0)
 
 
 def test_before_the_first_update_there_is_nothing_to_save(long_flags, tmp_path):
@@ -160,6 +171,32 @@ def test_a_checkpoint_of_another_run_is_refused_field_by_field(flags, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
+def test_a_run_that_is_to_become_longer_says_what_that_means(flags, tmp_path, capsys):
+    run(flags, tmp_path)
+    run(flags, tmp_path, "--num_train_epochs=2")
+    assert "num_train_epochs 1 there, 2 here: from here on the learning rate is that of" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(InputError, match="num_train_epochs 2 there, 1 here"):
+        run(flags, tmp_path)
+
+
+def test_stopped_before_the_first_update_of_its_own_it_keeps_what_it_went_on_from(
+    long_flags, whole, tmp_path
+):
+    source = tmp_path / "step_9"
+    shutil.copytree(whole / "step_9", source)
+    run_until(long_flags, tmp_path / "out", 1, f"--resume_from_checkpoint={source}")
+    shutil.rmtree(source)
+    run(long_flags, tmp_path / "out", "--checkpointing_steps=14")
+    assert_same_run(tmp_path / "out", whole, "step_14")
+
+
+def test_test_rows_may_come_later(flags, files, tmp_path):
+    run_until(flags, tmp_path, 3)
+    assert run(flags, tmp_path, f"--test_file={files['test']}")["test_num_rows"] == 9
+
+
 def test_other_rows_are_another_run(flags, files, tmp_path):
     """Files may move, but what is in them may not change."""
     data = tmp_path / "data.csv"
@@ -189,6 +226,18 @@ def test_a_restart_of_an_overwriting_command_goes_on(flags, tmp_path, monkeypatc
     assert "going on from" in capsys.readouterr().out
 
 
+def test_a_restart_whose_first_start_did_not_come_so_far_overwrites(
+    flags, tmp_path, monkeypatch, capsys
+):
+    """What is in the folder then is not of this job."""
+    run(flags, tmp_path, "--seed=1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "2")
+    capsys.readouterr()
+    run(flags, tmp_path, "--overwrite_output_dir")
+    assert "going on from" not in capsys.readouterr().out
+
+
 def test_a_restart_of_a_command_that_names_a_checkpoint_goes_on_from_its_own(
     flags, tmp_path, monkeypatch, capsys
 ):
@@ -214,6 +263,13 @@ def damage(path, how):
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
 
 
+def copy_run(source, folder, *checkpoints):
+    for name in checkpoints:
+        shutil.copytree(source / name, folder / name)
+    for name in ("config.yaml", "status.json"):
+        shutil.copy(source / name, folder)
+
+
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
 @pytest.mark.parametrize(
     "file",
@@ -222,9 +278,7 @@ def damage(path, how):
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     flags, whole, long_flags, tmp_path, capsys, file, how
 ):
-    for name in ("step_9", "step_12", "config.yaml"):
-        copy = shutil.copytree if (whole / name).is_dir() else shutil.copy
-        copy(whole / name, tmp_path / name)
+    copy_run(whole, tmp_path, "step_9", "step_12")
     damage(tmp_path / "step_12" / file, how)
     run(long_flags, tmp_path, "--checkpointing_steps=14")
     printed = capsys.readouterr()
@@ -235,6 +289,54 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     assert "step_12" in passed_over[0]
     assert file in passed_over[0]
     assert_same_run(tmp_path, whole, "step_14")
+
+
+def test_what_is_written_is_kept_beside_a_damaged_checkpoint_of_a_later_update(
+    long_flags, whole, tmp_path
+):
+    copy_run(whole, tmp_path, "step_9", "step_12")
+    damage(tmp_path / "step_12" / "model.safetensors", "flipped")
+    more = ["--checkpointing_steps=14", "--checkpoints_to_keep=1"]
+    run_until(long_flags, tmp_path, 5, *more)
+    assert 9 < checkpoint.newest(tmp_path)[0][1]["update"] < 12
+    run(long_flags, tmp_path, *more)
+    assert_same_run(tmp_path, whole, "step_14")
+
+
+def test_killed_between_two_renames_the_old_checkpoint_is_found(
+    long_flags, whole, tmp_path, capsys
+):
+    """One that is written once more is moved aside before the new one gets its name."""
+    copy_run(whole, tmp_path, "step_9")
+    (tmp_path / "step_9").rename(tmp_path / f".step_9{REPLACED}")
+    shutil.copytree(whole / "step_9", beside(tmp_path / "step_9"))
+    run(long_flags, tmp_path, "--checkpointing_steps=14")
+    assert f"going on from {tmp_path / 'step_9'}" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".step*"))
+    assert_same_run(tmp_path, whole, "step_14")
+
+
+def test_weights_that_never_get_a_gradient(flags, tmp_path):
+    """LUKE has some for entities, which are not among the inputs here."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "entity_vocab_size": 10,
+        "entity_emb_size": 16,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model = LukeForSequenceClassification(LukeConfig(**sizes))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "luke")
+    more = [f"--model_name_or_path={tmp_path / 'luke'}"]
+    run(flags, tmp_path / "whole", *more)
+    run_until(flags, tmp_path / "out", 5, *more)
+    run(flags, tmp_path / "out", *more)
+    assert difference(*(read_weights(tmp_path / name) for name in ("out", "whole"))) == 0
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(long_flags, whole, tmp_path):
@@ -300,6 +402,28 @@ def test_folders_of_others_are_left_alone(flags, tmp_path):
     assert (tmp_path / "step_notes").is_dir()
     kept = {path.name for path in tmp_path.glob("*_[0-9]*")}
     assert kept == {"step_1", "epoch_0"}, "without --checkpointing_steps only the newest is kept"
+
+
+def test_no_name_but_those_of_this_script_is_cleaned_up(flags, tmp_path):
+    run_until(flags, tmp_path, 4)
+    for name in (".backup.old", ".notes.writing"):
+        (tmp_path / name).mkdir()
+    run(flags, tmp_path)
+    assert (tmp_path / ".backup.old").is_dir()
+    assert (tmp_path / ".notes.writing").is_dir()
+
+
+def test_two_runs_do_not_write_to_one_folder(long_flags, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    arguments = [*long_flags, "--num_train_epochs=60", f"--output_dir={out}"]
+    process = start_script(arguments, log=log)
+    wait_for(lambda: last_update(out) > 3)
+    done = run_script(arguments)
+    assert done.returncode == 2
+    assert f"is in use by another run (process {process.pid} on" in done.stderr
+    assert process.wait(200) == 0
+    updates = [line["update"] for line in read_metrics(out) if "loss" in line]
+    assert len(updates) == len(set(updates)) == 140
 
 
 def test_a_folder_in_the_way_is_not_replaced(flags, tmp_path):

@@ -77,6 +77,33 @@ def test_a_signal_ends_in_order_and_the_same_command_goes_on(
     assert_same_run(folder, whole(1, 1), "step_210")
 
 
+def test_a_signal_while_a_run_goes_on_leaves_what_it_found(long_flags, tmp_path):
+    folder, log = tmp_path / "out", tmp_path / "log"
+    arguments = arguments_of(long_flags, folder)
+    for moment in (lambda: last_update(folder) > 20, lambda: "going on from" in log.read_text()):
+        process = start_script(arguments, log=log)
+        wait_for(moment)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+        stopped = status(folder)
+        assert stopped["status"] == "preempted"
+        assert f"stopped by SIGTERM after update {stopped['update']} of 210" in log.read_text()
+        assert (folder / f"step_{stopped['update']}").is_dir()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_to_all_processes_of_a_run_that_reads_with_workers(long_flags, tmp_path, name):
+    """As Slurm sends it under proctrack/linuxproc; PyTorch's workers would die of it."""
+    folder, log = tmp_path / "out", tmp_path / "log"
+    process = start_script(
+        [*arguments_of(long_flags, folder), "--dataloader_num_workers=2"], log=log
+    )
+    wait_for(lambda: last_update(folder) > 20)
+    os.killpg(process.pid, signal.Signals[name])
+    assert process.wait(60) == 75, log.read_text()
+    assert status(folder)["status"] == "preempted"
+
+
 @pytest.mark.parametrize("who", ["rank 1", "all", "launcher"])
 def test_a_signal_to_one_of_two_processes_stops_both(long_flags, whole, tmp_path, who):
     folder, log = tmp_path / "out", tmp_path / "log"

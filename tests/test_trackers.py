@@ -16,7 +16,7 @@ from conftest import ROOT, read_metrics, run_script, start_script, wait_for
 from test_checkpoint import run_until
 from test_training import run
 
-from lib.trackers import STEP, Trackers, run_id, tracker_names
+from lib.trackers import EVALUATED, STEP, Trackers, run_id, tracker_names
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def as_lines(rows):
         for name, value in row.items():
             if name.startswith("train/") and name != STEP:
                 line[name.removeprefix("train/")] = value
-            elif name.startswith("eval/"):
+            elif name.startswith("eval/") and name != EVALUATED:
                 line["eval_" + name.removeprefix("eval/")] = value
         lines.append(line)
     return lines

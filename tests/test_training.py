@@ -301,12 +301,13 @@ def test_another_run_in_the_folder_is_left_alone(flags, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_files_of_the_users_own_are_left_alone(flags, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
+@pytest.mark.parametrize("name", ["README.md", "config.yaml"])
+def test_files_of_the_users_own_are_left_alone(flags, tmp_path, name):
+    (tmp_path / name).write_text("lr: 1")
     for more in ((), ("--overwrite_output_dir",)):
-        with pytest.raises(InputError, match="files that are not of a run .README.md."):
+        with pytest.raises(InputError, match=f"files that are not of a run .{name}."):
             run(flags, tmp_path, *more)
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize(
