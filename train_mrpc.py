@@ -548,6 +548,8 @@ def make_optimizer(
 def degraded(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> list[str]:
     """What this run does less well than it was asked to; a line for each."""
     lines = degradations(accelerator)
+    if not inputs.splits.task.labels and config.task_name is None:
+        lines.append("the labels have decimals: training for scores (a regression), not classes")
     if config.use_slow_tokenizer and inputs.tokenizer.is_fast:
         lines.append("this model has no slow tokenizer: using the fast one")
     if config.overwrite_output_dir and started_again(Path(config.output_dir)):

@@ -98,8 +98,10 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
 
     try:
         given = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_yaml_loader(yaml))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--config {path} is not UTF-8: save it as UTF-8") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--config {path} is not YAML: {reason}") from error
@@ -108,7 +110,10 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
     for name in given:
         if name not in FIELDS or name == "config":
             raise InputError(f"--config {path}: {_unknown('field', str(name))}")
-    return {name: _as_field(name, value) for name, value in given.items()}
+    try:
+        return {name: _as_field(name, value) for name, value in given.items()}
+    except InputError as error:
+        raise InputError(f"--config {path}: {str(error).removeprefix('--')}") from error
 
 
 def _as_field(name: str, value: Any) -> Any:

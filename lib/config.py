@@ -213,6 +213,8 @@ class TrainConfig:
             _check_choice("wandb_mode", self.wandb_mode, ("online", "offline", "disabled"))
         for name in self.report_to:
             _check_choice("report_to", name, (*TRACKERS, "all", "none"))
+        if "none" in self.report_to and len(self.report_to) > 1:
+            raise InputError(f"--report_to {' '.join(self.report_to)}: none stands alone")
         if len(self.text_columns) > 2:
             raise InputError(
                 f"--text_columns takes one or two names, got {len(self.text_columns)}: "
@@ -235,6 +237,15 @@ class TrainConfig:
             )
         for name, value in files.items():
             _check_file(f"--{name}", value)
+        for name in ("output_dir", "model_name_or_path", "dataset_name"):
+            if not getattr(self, name):
+                raise InputError(f"--{name} is empty: leave it out for the default")
+        asked = self.resume_from_checkpoint
+        if asked not in (None, "auto") and not (Path(asked) / "manifest.json").is_file():
+            raise InputError(
+                f"--resume_from_checkpoint {asked} is no checkpoint of this script (no "
+                "manifest.json): give a step_N or epoch_N folder, or auto"
+            )
         if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             raise InputError(f"--output_dir {self.output_dir} is a file: give a folder")
 
@@ -467,6 +478,8 @@ def _check_file(flag: str, value: str) -> None:
         raise InputError(
             f"{flag} {value}: its ending does not tell its format; known: {', '.join(FILE_ENDINGS)}"
         )
+    if path.is_dir():
+        raise InputError(f"{flag} {value} is a folder: give a file, or --dataset_name for a folder")
     if not path.is_file():
         raise InputError(f"{flag} {value}: no such file (looked in {path.absolute().parent})")
     if path.stat().st_size == 0:

@@ -133,6 +133,7 @@ def load_splits(task_name: str, dataset_name: str, *, revision: str | None = Non
                 "label",
                 task.labels,
                 test=split in task.test,
+                of_task=True,
                 may_be_empty=True,  # QQP has a few
             )
     return _splits(task, checked, source=dataset_name)
@@ -158,6 +159,11 @@ def load_files(
     raw = {split: read_rows(Path(path)) for split, path in files.items()}
     columns = tuple(text_columns) or (TASKS[task_name].columns if task_name else ())
     columns = columns or _guess_columns(raw["train"], files["train"], label_column)
+    if len({*columns, label_column}) <= len(columns):
+        raise InputError(
+            f"{files['train']}: the text columns ({', '.join(columns)}) and the label column "
+            f"({label_column}) must be different ones: see --text_columns and --label_column"
+        )
     if task_name:
         task = dataclasses.replace(TASKS[task_name], columns=columns)
     else:
@@ -172,6 +178,8 @@ def load_files(
             label_column,
             task.labels,
             test=split == "test",
+            of_task=task_name is not None
+            or isinstance(raw["train"].features[label_column], datasets.ClassLabel),
             may_be_empty=False,  # an empty field of a CSV file is how a missing text is written
         )
         for split, rows in raw.items()
@@ -217,18 +225,33 @@ def read_rows(path: Path) -> Rows:
         raise InputError(f"{path} is not the {kind} its name says: {_first_line(error)}") from error
     if isinstance(rows, list):
         names = list(dict.fromkeys(name for row in rows for name in row))
-        rows = Rows.from_dict({name: _column([row.get(name) for row in rows]) for name in names})
+        rows = Rows.from_dict(
+            {name: _column(path, name, [row.get(name) for row in rows]) for name in names}
+        )
     if not len(rows):
         raise InputError(f"{path} holds no row: it needs one at least")
     return rows
 
 
-def _column(values: list[Any]) -> list[Any]:
-    """Values of one type, or None; Arrow does not take text and numbers in one column."""
+def _column(path: Path, name: str, values: list[Any]) -> list[Any]:
+    """The values of a column, which are of one type or missing, as Arrow takes them.
+
+    Raises:
+        InputError: text and numbers, say, in one column.
+    """
     values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) > 1 and kinds != {int, float}:
-        return [None if value is None else str(value) for value in values]
+        first = next(value for value in values if value is not None)
+        number, other = next(
+            (number, value)
+            for number, value in enumerate(values, start=1)
+            if value is not None and type(value) is not type(first)
+        )
+        raise InputError(
+            f"{path}, row {number}: {name} is {other!r}, and in the rows before {first!r}: a "
+            "column holds values of one kind"
+        )
     return values
 
 
@@ -278,7 +301,13 @@ def _read_json_lines(path: Path) -> list[Row]:
 
 
 def _read_json(path: Path) -> list[Row]:
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:
+            raise InputError(f"{path} holds several JSON values: name it .jsonl") from error
+        raise
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
@@ -324,14 +353,39 @@ def _labels_of(rows: Rows, path: str, label_column: str) -> tuple[str, ...]:
     given = [value for value in rows[label_column] if not _is_missing(value)]
     if any(isinstance(value, (list, dict)) for value in given):
         raise InputError(f"{path}: {label_column} must hold one label for each row")
+    _check_kind(rows[label_column], f"{path}, row", label_column)
     values = set(given)
     if all(isinstance(value, bool) for value in values):
         return tuple(str(value) for value in sorted(values))
     if values and all(_is_int(value) for value in values):
         return tuple(str(number) for number in sorted({int(value) for value in values}))
     if values and all(_is_float(value) for value in values):
+        if all(float(value).is_integer() for value in values):
+            raise InputError(
+                f"{path}: {label_column} holds whole numbers with a decimal point "
+                f"({given[0]!r}): write them without for classes, or give --task_name stsb for "
+                "scores"
+            )
         return ()
     return tuple(sorted(str(value) for value in values))
+
+
+def _check_kind(values: Iterable[Any], where: str, column: str) -> None:
+    """See that labels are numbers or names, and not numbers with a slip among them.
+
+    Raises:
+        InputError: naming the first row whose label is of another kind than that of the first.
+    """
+    first = None
+    for number, value in enumerate(values, start=1):
+        if _is_missing(value):
+            continue
+        first = value if first is None else first
+        if _is_float(value) != _is_float(first):
+            raise InputError(
+                f"{where} {number}: {column} is {value!r}, and in the rows before {first!r}: "
+                "labels are all numbers or all names"
+            )
 
 
 def _checked(
@@ -342,6 +396,7 @@ def _checked(
     labels: Sequence[str],
     *,
     test: bool,
+    of_task: bool,
     may_be_empty: bool,
 ) -> Rows:
     """The text columns and `labels` of `rows`, once nothing is missing in them."""
@@ -353,7 +408,7 @@ def _checked(
     content: dict[str, list[Any]] = {name: rows[name][:] for name in columns}
     for name, texts in content.items():
         for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str) or (text == "" and not may_be_empty):
+            if not isinstance(text, str) or (_is_missing(text) and not may_be_empty):
                 raise InputError(
                     f"{where}, row {number}: {name} must be text, found {_shown(text)}; complete "
                     "or remove the row"
@@ -361,7 +416,7 @@ def _checked(
     given = rows[label_column][:] if label_column in rows.column_names else []
     # GLUE withholds the labels of its test splits as -1.
     if given and not (test and all(_is_float(value) and float(value) == -1 for value in given)):
-        number_of = _label_numbers(rows.features[label_column], labels)
+        number_of = _label_numbers(rows.features[label_column], labels, of_task=of_task)
         content["labels"] = [
             number_of(value, f"{where}, row {number}", test)
             for number, value in enumerate(given, start=1)
@@ -374,8 +429,14 @@ def _checked(
     return Rows.from_dict(content, features=datasets.Features(features))
 
 
-def _label_numbers(feature: Any, labels: Sequence[str]) -> Callable[[Any, str, bool], int | float]:
-    """A function of (value, where, test) that gives a label its number, or says what is wrong."""
+def _label_numbers(
+    feature: Any, labels: Sequence[str], *, of_task: bool
+) -> Callable[[Any, str, bool], int | float]:
+    """A function of (value, where, test) that gives a label its number, or says what is wrong.
+
+    Args:
+        of_task: whether the names are a task's, which files may also have as numbers from 0.
+    """
     # A column of class numbers already counts from 0, in the order of the names.
     numbered = isinstance(feature, datasets.ClassLabel)
 
@@ -390,9 +451,7 @@ def _label_numbers(feature: Any, labels: Sequence[str]) -> Callable[[Any, str, b
             return float(value)
         if str(value) in labels and not numbered:
             return labels.index(str(value))
-        # Without numbers among the names, a whole number counts the names from 0.
-        counts = numbered or not any(_is_int(name) for name in labels)
-        if counts and _is_int(value) and 0 <= int(value) < len(labels):
+        if (numbered or of_task) and _is_int(value) and 0 <= int(value) < len(labels):
             return int(value)
         raise InputError(
             f"{where}: unknown label {value!r}; known from the task or the training rows: "
@@ -425,12 +484,14 @@ def _missing(where: str, name: str, found: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if _is_missing(value) else repr(value)
+    return "nothing" if value is None or value == "" else repr(value)
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a label or a text is not there, as None, NaN or, in CSV, an empty field."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    """Whether a label or a text is not there: None, NaN, an empty field of CSV, or its `nan`."""
+    if isinstance(value, str):
+        return value == "" or value.lower() == "nan"
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _first_line(error: BaseException) -> str:

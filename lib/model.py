@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -72,17 +73,20 @@ def load_model(
         config = AutoConfig.from_pretrained(
             name, revision=revision or "main", trust_remote_code=trust_remote_code
         )
-        saved_labels = config.num_labels if _has_classifier(config) else num_labels
-        if saved_labels != num_labels and not ignore_mismatched_sizes:
-            raise InputError(
-                f"--model_name_or_path {name} classifies into {saved_labels} labels, the data have "
-                f"{num_labels}: --ignore_mismatched_sizes puts a new classifier in its place"
-            )
-        config.num_labels = num_labels
-        config.problem_type = "single_label_classification" if label_names else "regression"
-        if label_names:
-            config.id2label = dict(enumerate(label_names))
-            config.label2id = {label: number for number, label in enumerate(label_names)}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(_unloadable(name, "config.json", error)) from error
+    saved_labels = config.num_labels if _has_classifier(config) else num_labels
+    if saved_labels != num_labels and not ignore_mismatched_sizes:
+        raise InputError(
+            f"--model_name_or_path {name} classifies into {saved_labels} labels, the data have "
+            f"{num_labels}: --ignore_mismatched_sizes puts a new classifier in its place"
+        )
+    config.num_labels = num_labels
+    config.problem_type = "single_label_classification" if label_names else "regression"
+    if label_names:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {label: number for number, label in enumerate(label_names)}
+    try:
         model = AutoModelForSequenceClassification.from_pretrained(
             name,
             config=config,
@@ -92,9 +96,12 @@ def load_model(
             use_safetensors=True,
             dtype=torch.float32,
         )
+    except SafetensorError as error:
+        raise InputError(
+            f"--model_name_or_path {name}: its weights are damaged, or a pointer of Git LFS "
+            f"({error}): get them again"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(_unloadable(name, "weights (model.safetensors)", error)) from error
     reinitialise(model, reinit_layers)
     return model
@@ -247,7 +254,8 @@ def check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedToke
     positions = min(limit if limit > 0 else max_length, tokenizer.model_max_length)
     if max_length > positions:
         raise InputError(
-            f"--max_length {max_length} is more than the {positions} tokens that the model takes"
+            f"--max_length {max_length} is more than the {positions} tokens that the model takes: "
+            f"give --max_length {positions} or less"
         )
 
 

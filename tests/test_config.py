@@ -112,7 +112,10 @@ PEERS_FLAGS = """
 """
 
 
-def test_every_flag_of_the_peers_is_taken(files):
+def test_every_flag_of_the_peers_is_taken(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "epoch_0").mkdir(parents=True)
+    (tmp_path / "out" / "epoch_0" / "manifest.json").touch()
     paths = ["--train_file", str(files["train"]), "--validation_file", str(files["validation"])]
     config = parse_arguments(PEERS_FLAGS.split() + paths)
     assert config.num_warmup_steps == 0
@@ -149,8 +152,8 @@ def test_a_token_is_hidden_from_those_who_read_the_command_line():
     ("text", "message"),
     [
         ("learning_rat: 1", "unknown field learning_rat: did you mean learning_rate"),
-        ("learning_rate: fast", "--learning_rate takes a number, got 'fast'"),
-        ("seed: true", "--seed takes a whole number, got True"),
+        ("learning_rate: fast", "bad.yaml: learning_rate takes a number, got 'fast'"),
+        ("seed: true", "bad.yaml: seed takes a whole number, got True"),
         ("[1, 2]", "must hold 'field: value' lines"),
         ("a: b: c", "is not YAML"),
     ],

@@ -120,6 +120,20 @@ def test_labels_may_miss_in_the_test_split(tmp_path):
             b'{"text": "x", "label": 0}\n{"label": 1}',
             "row 2: text must be text, found noth",
         ),
+        (
+            "csv",
+            b"text,label\nx,0\ny,1\nz,xx\n",
+            "row 3: label is 'xx', and .* before '0'",
+        ),
+        ("csv", b"text,label\nx,no\ny,yes\nz,nan\n", "row 3: label is missing"),
+        ("csv", b"text,label\nx,0\nNaN,1\n", "row 2: text must be text, found 'NaN'"),
+        ("csv", b"text,label\nx,1.0\ny,0.0\n", "whole numbers with a decimal point .'1.0'."),
+        (
+            "jsonl",
+            b'{"text": "x", "label": 0}\n{"text": ["y"], "label": 1}',
+            "row 2: text is ..y",
+        ),
+        ("json", b'{"text": "x", "label": 0}\n{"text": "y", "label": 1}', "name it .jsonl"),
         ("json", b"{1", "is not the JSON its name says"),
         ("parquet", b"text,label\nx,0\n", "is not the PARQUET its name says"),
     ],
@@ -138,6 +152,20 @@ def test_validation_labels_must_be_known_from_training(tmp_path):
     other = write_csv(tmp_path / "dev.csv", [{"text": "x", "label": n} for n in ("yes", "maybe")])
     with pytest.raises(InputError, match="dev.csv, row 2: unknown label 'maybe'.*: no, yes"):
         load(train, other)
+
+
+def test_a_number_is_no_position_among_names_of_the_users_own(tmp_path):
+    train = write_csv(tmp_path / "train.csv", [{"text": "x", "label": n} for n in ("no", "yes")])
+    other = write_csv(tmp_path / "dev.csv", [{"text": "x", "label": n} for n in (0, 1)])
+    with pytest.raises(InputError, match="dev.csv, row 1: unknown label '0'.*: no, yes"):
+        load(train, other)
+
+
+def test_a_column_is_text_or_label_and_not_both(tmp_path):
+    path = write_csv(tmp_path / "rows.csv", ROWS)
+    for more in ({"label_column": "sentence1"}, {"text_columns": ("sentence1", "sentence1")}):
+        with pytest.raises(InputError, match="must be different ones"):
+            load(path, **more)
 
 
 def test_named_columns_must_exist(tmp_path):

@@ -155,6 +155,13 @@ def test_a_folder_without_a_tokenizer(bert, tmp_path):
         tokenizer_of(tmp_path)
 
 
+def test_damaged_weights(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_text("version https://git-lfs.github.com/spec")
+    with pytest.raises(InputError, match="bert: its weights are damaged, or a pointer of Git LFS"):
+        load(str(tmp_path / "bert"))
+
+
 def test_weights_that_would_execute_code_are_not_read(bert, tmp_path):
     """A pickle where safetensors are missing: it would make a file if it were loaded."""
     import pickle

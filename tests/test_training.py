@@ -319,6 +319,8 @@ def test_files_of_the_users_own_are_left_alone(flags, tmp_path, name):
         (["--reinit_layers=9"], "9 is more than the model's 2 encoder layers"),
         (["--resume_from_checkpoint=nowhere"], "nowhere is no checkpoint of this script"),
         (["--output_dir=/proc/out"], "/proc/out"),
+        (["--output_dir="], "--output_dir is empty"),
+        (["--report_to", "none", "wandb"], "none stands alone"),
     ],
 )
 def test_bad_input_stops_the_run_before_anything_is_written(flags, tmp_path, more, message):
