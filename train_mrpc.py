@@ -99,8 +99,9 @@ from lib.processes import (
 from lib.rendezvous import joined
 from lib.trackers import Trackers, forget_run, tracker_names
 
-# For the processes of an earlier start, which Slurm kills 30 s after it asked them to end.
-SECONDS_TO_END = 60.0
+# For the processes of an earlier start: Slurm kills them 30 s after it asked them to end, and an
+# NFS server takes back the locks of a lost node after 90 s.
+SECONDS_TO_END = 120.0
 
 
 def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
