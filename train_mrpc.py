@@ -25,13 +25,7 @@ if __name__ == "__main__":
 
 from lib import hub
 from lib.command_line import exit_status, hide_token, parse_arguments
-from lib.config import (
-    MAY_GROW,
-    TrainConfig,
-    check_same_run,
-    num_warmup_updates,
-    resolve_batch_sizes,
-)
+from lib.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
 
 if __name__ == "__main__":
     # Before the seconds that the imports below take, and before they look for the hub.
@@ -77,6 +71,7 @@ from lib import (
     metrics,
     output,
     report,
+    resume,
     tracking,
     wandb_charts,
 )
@@ -85,6 +80,7 @@ from lib.dry_run import describe
 from lib.errors import TRY_AGAIN, InputError
 from lib.evaluation import evaluate, predict
 from lib.export import export, restore
+from lib.lock import Lock
 from lib.monitor import Monitor
 from lib.processes import (
     Agreement,
@@ -93,15 +89,10 @@ from lib.processes import (
     on_main_process,
     once_per_machine,
     precision,
-    restarted,
     together,
 )
 from lib.rendezvous import joined
-from lib.trackers import Trackers, forget_run, tracker_names
-
-# For the processes of an earlier start: Slurm kills them 30 s after it asked them to end, and an
-# NFS server takes back the locks of a lost node after 90 s.
-SECONDS_TO_END = 120.0
+from lib.trackers import Trackers, tracker_names
 
 
 def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
@@ -110,11 +101,11 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     Raises:
         Preempted: it was told to stop by a signal, and can go on from its newest checkpoint.
     """
-    with output.Lock(Path(config.output_dir)) as lock:
+    with Lock(Path(config.output_dir)) as lock:
         return train(config, signals, lock)
 
 
-def train(config: TrainConfig, signals: Signals, lock: output.Lock) -> dict[str, Any]:
+def train(config: TrainConfig, signals: Signals, lock: Lock) -> dict[str, Any]:
     """The same, with a lock on the output folder that is taken when it is written."""
     tracking.quiet_libraries()
     speed = tracking.Speed()
@@ -124,7 +115,8 @@ def train(config: TrainConfig, signals: Signals, lock: output.Lock) -> dict[str,
     accumulation = accelerator.gradient_accumulation_steps
     folder = Path(config.output_dir)
 
-    inputs = once_per_machine(accelerator, lambda: load_inputs(config))
+    overwrite = config.overwrite_output_dir and not resume.started_again(folder)
+    inputs = once_per_machine(accelerator, lambda: load_inputs(config, overwrite=overwrite))
     if accelerator.is_main_process:
         for line in degraded(config, inputs, accelerator):
             print(line, file=sys.stderr)
@@ -162,8 +154,7 @@ def train(config: TrainConfig, signals: Signals, lock: output.Lock) -> dict[str,
     }
     # From here on there is a status to leave behind, which the next check does.
     signals.at_once = False
-    source, update = find_checkpoint(config, run, lock, accelerator)
-    claim_output(config, source, update, lock, accelerator)
+    source = take_up(config, run, lock, accelerator, overwrite=overwrite)
     monitor = Monitor(accelerator, optimizer, partial(explain, sampler, schedule))
     checkpoints = checkpoint.Checkpoints(
         folder,
@@ -347,102 +338,37 @@ def start(config: TrainConfig) -> tuple[Accelerator, TrainConfig]:
     )
 
 
-def find_checkpoint(
-    config: TrainConfig, run: dict[str, Any], lock: output.Lock, accelerator: Accelerator
-) -> tuple[Path | None, int]:
-    """The checkpoint to go on from and its update, the same on all processes.
-
-    None and 0 start from the beginning. A command that a launcher starts again has come further
-    than the checkpoint that it names.
-
-    Raises:
-        InputError: the one that was asked for is damaged, or it is of another run.
-    """
-    asked, folder = config.resume_from_checkpoint, Path(config.output_dir)
-
-    def find() -> tuple[Path | None, int]:
-        newest = None
-        if output.read_status(folder):
-            take(lock)
-            output.recover(folder)
-        if (asked in (None, "auto") and not overwrites(config)) or started_again(folder):
-            newest, remarks = checkpoint.newest(folder)
-            for remark in remarks:
-                print(f"passed over: {remark}", file=sys.stderr)
-        if newest is None and asked not in (None, "auto"):
-            newest = Path(asked), checkpoint.verify(Path(asked))
-        if newest is None:
-            if not overwrites(config) and (asked or (folder / output.CONFIG_FILE).exists()):
-                print(f"no checkpoint in {folder} to go on from: starting from the beginning")
-            return None, 0
-        source, manifest = newest
-        check_same_run(manifest["run"], run, source)
-        print(f"going on from {source}, after update {manifest['update']}", flush=True)
-        for name in MAY_GROW:
-            if manifest["run"][name] != run[name]:
-                print(
-                    f"{name} {manifest['run'][name]} there, {run[name]} here: from here on the "
-                    "learning rate is that of the longer run"
-                )
-        return source, manifest["update"]
-
-    found: tuple[Path | None, int] = broadcast_object_list([on_main_process(accelerator, find)])[0]
-    return found
-
-
-def take(lock: output.Lock) -> None:
-    """Take the output folder; the processes of a start before this one may still be ending."""
-    lock.acquire(seconds=SECONDS_TO_END if restarted() else 0)
-
-
-def started_again(folder: Path) -> bool:
-    """Whether a launcher or Slurm started the command line again that wrote to the folder."""
-    started_by = output.read_status(folder).get("started_by")
-    return restarted() and started_by == output.started_by()
-
-
-def overwrites(config: TrainConfig) -> bool:
-    """Whether to start anew; not when a launcher started the same command line once more."""
-    return config.overwrite_output_dir and not started_again(Path(config.output_dir))
-
-
-def claim_output(
+def take_up(
     config: TrainConfig,
-    source: Path | None,
-    update: int,
-    lock: output.Lock,
+    run: dict[str, Any],
+    lock: Lock,
     accelerator: Accelerator,
-) -> None:
-    """Make the output folder this run's, and see that all machines share it."""
+    *,
+    overwrite: bool,
+) -> Path | None:
+    """Make the output folder this run's; the checkpoint to go on from, None for the beginning."""
     folder = Path(config.output_dir)
-
-    def claim() -> None:
-        take(lock)
-        if overwrites(config):
-            for path in checkpoint.owned(folder):
-                if source is None or path.resolve() != source.resolve():
-                    output.discard(path)
-            (folder / tracking.METRICS_FILE).unlink(missing_ok=True)
-            forget_run(folder)
-        output.claim(folder, config.to_dict(), update)
-
-    def see() -> None:
-        if not (folder / output.CONFIG_FILE).exists():
-            raise InputError(
-                f"--output_dir {folder} is not shared by all machines: give a folder that is"
-            )
-
+    find = partial(
+        resume.find_checkpoint,
+        folder,
+        config.resume_from_checkpoint,
+        run,
+        lock,
+        overwrite=overwrite,
+    )
+    source, update = broadcast_object_list([on_main_process(accelerator, find)])[0]
+    claim = partial(
+        resume.claim, folder, config.to_dict(), source, update, lock, overwrite=overwrite
+    )
     on_main_process(accelerator, claim)
-    together(accelerator, see)
+    together(accelerator, partial(resume.check_shared, folder))
+    return source
 
 
-def load_inputs(config: TrainConfig) -> Inputs:
+def load_inputs(config: TrainConfig, *, overwrite: bool) -> Inputs:
     """Everything that is read: rows, tokenizer, model; InputError for what cannot be used."""
     if not config.dry_run:
-        output.check_free(Path(config.output_dir))
-        before = None if overwrites(config) else output.read_config(Path(config.output_dir))
-        if before is not None:
-            check_same_run(before, config.to_dict(), Path(config.output_dir))
+        resume.check_free(Path(config.output_dir), config.to_dict(), overwrite=overwrite)
     if config.train_file is not None:
         names = ("train", "validation", "test")
         files = {name: getattr(config, f"{name}_file") for name in names}
@@ -553,7 +479,7 @@ def degraded(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> l
         lines.append("the labels have decimals: training for scores (a regression), not classes")
     if config.use_slow_tokenizer and inputs.tokenizer.is_fast:
         lines.append("this model has no slow tokenizer: using the fast one")
-    if config.overwrite_output_dir and started_again(Path(config.output_dir)):
+    if config.overwrite_output_dir and resume.started_again(Path(config.output_dir)):
         lines.append("started again by the launcher: going on instead of overwriting")
     return lines
 

@@ -7,21 +7,14 @@ import os
 import re
 import shutil
 import socket
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from safetensors import SafetensorError
 
 from lib.errors import InputError
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
@@ -228,58 +221,3 @@ def started_by() -> str | None:
         return None
     # Other launches may have the same ID; the launcher of this one stays while it starts anew.
     return job or f"{launch} {socket.gethostname()} {os.getppid()}"
-
-
-class Lock:
-    """Keeps an output folder to one run at a time, until it is left or its process ends."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK_FILE
-        self.file: TextIO | None = None
-
-    def __enter__(self) -> "Lock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def acquire(self, *, seconds: float) -> None:
-        """Make the folder, and take it; a process that holds it may end within so many seconds.
-
-        Raises:
-            InputError: another process holds it, or it cannot be written.
-        """
-        if self.file is not None:
-            return
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a+", encoding="utf-8")
-        deadline = time.monotonic() + seconds
-        while not self._taken(file):
-            if time.monotonic() >= deadline:
-                file.seek(0)
-                holder = file.read().strip()
-                file.close()
-                raise InputError(
-                    f"--output_dir {self.path.parent} is in use by another run ({holder}): wait "
-                    "for it, stop it, or choose another folder"
-                )
-            time.sleep(0.5)
-        file.truncate(0)
-        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
-        self.file = file
-
-    @staticmethod
-    def _taken(file: TextIO) -> bool:
-        if fcntl is None:
-            return True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            print(f"{file.name} cannot be locked here: start one run at a time", file=sys.stderr)
-        return True
