@@ -123,9 +123,9 @@ def test_before_the_first_update_there_is_nothing_to_save(long_flags, tmp_path):
 
 
 def test_a_finished_run_is_left_as_it_is(flags, tmp_path, capsys):
-    run(flags, tmp_path)
+    results = run(flags, tmp_path)
     before = read_weights(tmp_path), read_metrics(tmp_path)
-    run(flags, tmp_path)
+    assert run(flags, tmp_path) == results, "its speed too, which is that of the first start"
     assert "going on from" in capsys.readouterr().out
     assert difference(before[0], read_weights(tmp_path)) == 0
     assert before[1] == read_metrics(tmp_path)
