@@ -212,6 +212,7 @@ def train(config: TrainConfig, signals: Signals, lock: Lock) -> dict[str, Any]:
     def leave() -> str:
         """Save what is not saved; the words for it."""
         monitor.check()
+        speed.pause()
         if state.update > 0:
             checkpoints.save(name_at(state.update) or f"step_{state.update}", state)
         if accelerator.is_main_process:

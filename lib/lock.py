@@ -53,9 +53,10 @@ class Lock:
                     "for it, stop it, or choose another folder"
                 )
             time.sleep(0.5)
-        file.truncate(0)
-        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
         self.file = file
+        with writing(self.path):
+            file.truncate(0)
+            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
 
     @staticmethod
     def _taken(file: TextIO) -> bool:

@@ -111,8 +111,7 @@ class Speed:
         return {**self._rates(self.rows, self.tokens, self.seconds), "seconds": self.seconds}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        self.pause()
+        """What a checkpoint holds, up to the last pause."""
         names = ("rows", "tokens", "seconds", "seconds_to_first_update")
         return {name: getattr(self, name) for name in names}
 

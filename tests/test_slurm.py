@@ -1,6 +1,8 @@
 """Jobs of a real Slurm that are preempted, warned, or lose their node, and finish by themselves."""
 
 import json
+import os
+import signal
 import subprocess
 
 import pytest
@@ -159,6 +161,26 @@ def test_tasks_that_do_not_see_each_other_are_refused(cluster, long_flags, tmp_p
     assert job["ExitCode"] == "2:0"
     assert "they do not see each other" in log.read_text()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("warns", "queued"), [(True, True), (False, False)])
+def test_a_task_that_dies_of_its_warning_is_queued_again(tmp_path, warns, queued):
+    """Warned before Python runs; one that is killed for another reason is not queued again."""
+    signals = "USR1 $PPID" if warns else "KILL $$"
+    for name, does in (("srun", f"kill -{signals}; exec sleep 20"), ("scontrol", 'echo "did $*"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", ". slurm/supervise.sh; supervise python"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == (128 + signal.SIGUSR1 if warns else 128 + signal.SIGKILL)
+    assert ("did requeue 7" in done.stdout) == queued
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
