@@ -15,7 +15,7 @@ An `update` is one step of the optimizer; its rows, over all processes, are the 
 import os
 import sys
 
-from lib.preemption import Signals, ignore_stop_signals
+from lib.distributed.signals import Signals, ignore_stop_signals
 
 SIGNALS = Signals()
 
@@ -23,16 +23,16 @@ if __name__ == "__main__":
     # First of all, as a run may be told to stop while it starts.
     SIGNALS.listen(at_once=os.environ.get("WORLD_SIZE", "1") == "1")
 
-from lib import hub
-from lib.command_line import exit_status, hide_token, parse_arguments
-from lib.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
+from lib.cli.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
+from lib.cli.parsing import exit_status, hide_token, parse_arguments
+from lib.hub.reach import settle
 
 if __name__ == "__main__":
     # Before the seconds that the imports below take, and before they look for the hub.
     with exit_status():
         CONFIG = parse_arguments(sys.argv[1:])
         hide_token(sys.argv)
-        hub.settle(
+        settle(
             CONFIG.model_name_or_path,
             CONFIG.model_revision,
             CONFIG.dataset_name if CONFIG.train_file is None else None,
@@ -64,25 +64,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lib import (
-    batching,
-    checkpoint,
-    data,
-    metrics,
-    output,
-    report,
-    resume,
-    tracking,
-    wandb_charts,
-)
-from lib import model as modelling
-from lib.dry_run import describe
-from lib.errors import TRY_AGAIN, InputError
-from lib.evaluation import evaluate, predict
-from lib.export import export, restore
-from lib.lock import Lock
-from lib.monitor import Monitor
-from lib.processes import (
+from lib.checkpoints import checkpoint, output, resume
+from lib.checkpoints.best_model import export, restore
+from lib.checkpoints.lock import Lock
+from lib.data import batching
+from lib.data import splits as data
+from lib.distributed.collectives import (
     Agreement,
     check_world,
     degradations,
@@ -91,8 +78,17 @@ from lib.processes import (
     precision,
     together,
 )
-from lib.rendezvous import joined
-from lib.trackers import Trackers, tracker_names
+from lib.distributed.process_group import joined
+from lib.errors import TRY_AGAIN, InputError
+from lib.report import results as report
+from lib.report.dry_run import describe
+from lib.tracking import run_log as tracking
+from lib.tracking import wandb_charts
+from lib.tracking.trackers import Trackers, tracker_names
+from lib.training import metrics
+from lib.training import model as modelling
+from lib.training.evaluation import evaluate, predict
+from lib.training.meter import Monitor
 
 
 def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:

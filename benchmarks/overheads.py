@@ -16,9 +16,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from lib.preemption import Signals
-from lib.processes import Agreement
-from lib.trackers import Trackers
+from lib.distributed.collectives import Agreement
+from lib.distributed.signals import Signals
+from lib.tracking.trackers import Trackers
 
 ROOT = Path(__file__).parent.parent
 NUM_CALLS = 1000

@@ -24,7 +24,7 @@ SCRIPT = ROOT / "train_mrpc.py"
 
 sys.path.insert(0, str(ROOT))
 
-from lib.demo import MODEL_DIR, make_pairs  # noqa: E402
+from lib.demo.corpus import MODEL_DIR, make_pairs  # noqa: E402
 
 NUM_TRAIN = 53  # at a global batch of 8: 7 updates of 7 or 8 rows
 NUM_VALIDATION = 23

@@ -25,7 +25,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from lib.command_line import parse_arguments
+from lib.cli.parsing import parse_arguments
 from train_mrpc import main
 
 Accelerator.end_training = lambda _: None

@@ -5,7 +5,7 @@ import pytest
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from lib.batching import (
+from lib.data.batching import (
     MicroBatches,
     collator,
     dropout_seed,
@@ -13,8 +13,8 @@ from lib.batching import (
     global_batches,
     padding_share,
 )
-from lib.demo import MODEL_DIR
-from lib.tasks import IGNORED
+from lib.data.tasks import IGNORED
+from lib.demo.corpus import MODEL_DIR
 
 LENGTHS = np.random.default_rng(0).integers(8, 100, size=3668).tolist()
 

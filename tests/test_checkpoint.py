@@ -24,13 +24,13 @@ from conftest import (
 from test_training import difference, run
 from transformers import AutoTokenizer, LukeConfig, LukeForSequenceClassification
 
-from lib import checkpoint
-from lib.checkpoint import TrainingState, name_at
-from lib.command_line import parse_arguments
-from lib.demo import MODEL_DIR
+from lib.checkpoints import checkpoint
+from lib.checkpoints.checkpoint import TrainingState, name_at
+from lib.checkpoints.output import REPLACED, beside
+from lib.cli.parsing import parse_arguments
+from lib.demo.corpus import MODEL_DIR
+from lib.distributed.signals import Signals
 from lib.errors import InputError, Preempted
-from lib.output import REPLACED, beside
-from lib.preemption import Signals
 from train_mrpc import main
 
 CONTENTS = [

@@ -10,18 +10,18 @@ import scipy.stats
 import yaml
 from conftest import ROOT
 
-from lib import metrics
-from lib.command_line import parse_arguments
-from lib.compare import main
-from lib.report import write_predictions
-from lib.significance import (
+from lib.cli.parsing import parse_arguments
+from lib.compare.__main__ import main
+from lib.compare.significance import (
     compare,
     resampled_scores,
     score_covariances,
     standard_error_of_share,
     summarise,
 )
-from lib.tasks import TASKS
+from lib.data.tasks import TASKS
+from lib.report.results import write_predictions
+from lib.training import metrics
 from train_mrpc import main as train
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 1, 1, 0, 0])
@@ -373,7 +373,7 @@ def test_html_escapes_names_and_needs_nothing_else(sets, tmp_path, capsys):
 def test_nothing_heavy_is_imported(sets):
     good, bad = sets
     code = (
-        "import sys; from lib.compare import main; main(sys.argv[1:]);"
+        "import sys; from lib.compare.__main__ import main; main(sys.argv[1:]);"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )
     done = subprocess.run(

@@ -5,8 +5,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from lib.command_line import hide_token, parse_arguments
-from lib.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
+from lib.cli.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
+from lib.cli.parsing import hide_token, parse_arguments
 from lib.errors import InputError
 
 

@@ -5,10 +5,10 @@ import pytest
 from conftest import write_csv
 from transformers import AutoTokenizer
 
-from lib.data import load_files, load_splits, model_columns, row_lengths, tokenise
-from lib.demo import MODEL_DIR
+from lib.data.splits import load_files, load_splits, model_columns, row_lengths, tokenise
+from lib.data.tasks import IGNORED, TASKS
+from lib.demo.corpus import MODEL_DIR
 from lib.errors import InputError
-from lib.tasks import IGNORED, TASKS
 
 ROWS = [
     {"sentence1": "a b", "sentence2": "c, d", "label": 1},

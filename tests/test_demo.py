@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import demo
+from lib.demo import corpus as demo
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
 
 def test_importing_the_corpus_imports_nothing_heavy() -> None:
     code = (
-        "import sys, lib.demo; "
+        "import sys, lib.demo.corpus; "
         "sys.exit(bool({'torch', 'datasets', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -46,7 +46,7 @@ def test_pairs_depend_only_on_the_arguments() -> None:
 
 
 def test_no_pair_is_in_two_splits_nor_in_the_pretraining() -> None:
-    from lib.demo_pretrain import pair_stage_pairs, word_stage_pairs
+    from lib.demo.pretrain import pair_stage_pairs, word_stage_pairs
 
     texts = [
         (pair["sentence1"], pair["sentence2"])
@@ -61,7 +61,7 @@ def test_no_pair_is_in_two_splits_nor_in_the_pretraining() -> None:
 
 
 def test_pretraining_drops_a_pair_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lib import demo_pretrain
+    from lib.demo import pretrain as demo_pretrain
 
     reserved = demo.load_split("validation")[0]
     turned = {"sentence1": reserved["sentence2"], "sentence2": reserved["sentence1"], "label": 1}
@@ -74,7 +74,7 @@ def test_pretraining_drops_a_pair_of_the_demo(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_stages_of_the_pretraining_see_the_labels_they_should() -> None:
-    from lib.demo_pretrain import pair_stage_pairs, word_stage_pairs
+    from lib.demo.pretrain import pair_stage_pairs, word_stage_pairs
 
     assert {pair["label"] for pair in word_stage_pairs(1000)} == {1}
     labels = [pair["label"] for pair in pair_stage_pairs(1000)]
@@ -82,7 +82,7 @@ def test_the_stages_of_the_pretraining_see_the_labels_they_should() -> None:
 
 
 def test_defaults_are_a_configuration_for_the_bundled_model() -> None:
-    from lib.config import TrainConfig
+    from lib.cli.config import TrainConfig
 
     config = TrainConfig(**demo.DEFAULTS)  # type: ignore[arg-type]
     assert config.dataset_name == "demo"
@@ -166,10 +166,10 @@ def test_tokenizer_knows_every_word_and_fits_every_pair(offline: None) -> None:
 
 
 def test_pretraining_twice_gives_the_same_bytes(tmp_path: Path, one_thread: None) -> None:
-    from lib.demo_pretrain import pretrain
+    from lib.demo.pretrain import pretrain
 
     # In another process as well, for its hashes are other ones.
-    command = [sys.executable, "-m", "lib.demo_pretrain", "--max_steps", "2"]
+    command = [sys.executable, "-m", "lib.demo.pretrain", "--max_steps", "2"]
     command += ["--num_pairs", "500", "--output_dir", str(tmp_path / "one")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     pretrain(tmp_path / "two", num_pairs=500, max_steps=2)

@@ -6,7 +6,7 @@ import pytest
 from conftest import run_script
 from transformers import pipeline
 
-from lib.demo import baselines, load_split
+from lib.demo.corpus import baselines, load_split
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from conftest import run_script
 
 from lib.errors import InputError
-from lib.hub import settle
+from lib.hub.reach import settle
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from conftest import (
     workers,
 )
 
-from lib.rendezvous import lost_message
+from lib.distributed.process_group import lost_message
 
 
 def test_a_killed_process_is_named(long_flags, tmp_path):

@@ -4,7 +4,7 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
-from lib.metrics import (
+from lib.training.metrics import (
     best_metric_name,
     collapsed_class,
     compute,

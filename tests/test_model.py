@@ -6,8 +6,9 @@ import torch
 from conftest import save_tiny_bert
 from torch.nn.functional import cross_entropy, mse_loss
 
+from lib.data.tasks import IGNORED
 from lib.errors import InputError
-from lib.model import (
+from lib.training.model import (
     encoder_layers,
     learning_rate_at,
     learning_rate_schedule,
@@ -17,7 +18,6 @@ from lib.model import (
     parameter_groups,
     set_update,
 )
-from lib.tasks import IGNORED
 
 
 def load(folder, **changes):

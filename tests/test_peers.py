@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import pairs, run_script, write_csv
 
-from lib.demo import MODEL_DIR
+from lib.demo.corpus import MODEL_DIR
 
 
 def test_the_peers_own_test_command(tmp_path):
@@ -37,7 +37,7 @@ def test_the_peers_own_test_command(tmp_path):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_global_batch_is_their_product(flags, tmp_path, accumulation):
-    from lib.command_line import parse_arguments
+    from lib.cli.parsing import parse_arguments
     from train_mrpc import main
 
     ours = [flag for flag in flags if "train_batch_size" not in flag]

@@ -7,7 +7,7 @@ import sklearn.metrics
 from conftest import pairs, read_metrics, run_script, write_csv
 from test_training import assert_same_course
 
-from lib.command_line import parse_arguments
+from lib.cli.parsing import parse_arguments
 from train_mrpc import main
 
 VALIDATION_ROWS = 408

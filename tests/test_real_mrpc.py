@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from conftest import SHARED
 
-from lib.command_line import parse_arguments
+from lib.cli.parsing import parse_arguments
 from train_mrpc import main
 
 MRPC = SHARED / "data" / "glue_mrpc"

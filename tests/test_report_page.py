@@ -14,9 +14,11 @@ import sklearn.metrics
 from conftest import ROOT, write_csv
 from huggingface_hub import ModelCard
 
-from lib import metrics, plots, report_page
-from lib.command_line import parse_arguments
-from lib.tasks import TASKS, task_of_files
+from lib.cli.parsing import parse_arguments
+from lib.data.tasks import TASKS, task_of_files
+from lib.report import page as report_page
+from lib.report import plots
+from lib.training import metrics
 from train_mrpc import main
 
 PNG = b"\x89PNG\r\n\x1a\n"

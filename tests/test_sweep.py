@@ -11,11 +11,11 @@ from wandb.sdk.launch.sweeps.utils import (
     create_sweep_command_args,
 )
 
-from lib.command_line import parse_arguments
-from lib.config import FIELDS
-from lib.metrics import best_metric_name
-from lib.significance import FEWEST_RUNS
-from lib.tasks import TASKS
+from lib.cli.config import FIELDS
+from lib.cli.parsing import parse_arguments
+from lib.compare.significance import FEWEST_RUNS
+from lib.data.tasks import TASKS
+from lib.training.metrics import best_metric_name
 
 # wandb reads it with the same loader.
 SWEEP = yaml.safe_load((ROOT / "sweep.yaml").read_text())

@@ -16,7 +16,7 @@ from conftest import ROOT, read_metrics, run_script, start_script, wait_for
 from test_checkpoint import run_until
 from test_training import run
 
-from lib.trackers import EVALUATED, STEP, Trackers, run_id, tracker_names
+from lib.tracking.trackers import EVALUATED, STEP, Trackers, run_id, tracker_names
 
 
 @pytest.fixture
@@ -415,7 +415,7 @@ def test_a_tracker_that_fails_is_given_up(tracked, tmp_path, monkeypatch, capsys
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_only_if_it_was_named(monkeypatch, capsys):
-    monkeypatch.setattr("lib.trackers.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("lib.tracking.trackers.get_available_trackers", lambda: ["tensorboard"])
     assert tracker_names(True, ()) == ["tensorboard"]
     assert capsys.readouterr().err == "wandb is not installed: nothing is logged to it\n"
     with pytest.raises(ValueError, match="wandb: it is not installed; pip install wandb"):

@@ -9,9 +9,9 @@ from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, run_script, w
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from lib.batching import global_batches
-from lib.command_line import parse_arguments
-from lib.data import load_files, row_lengths, tokenise
+from lib.cli.parsing import parse_arguments
+from lib.data.batching import global_batches
+from lib.data.splits import load_files, row_lengths, tokenise
 from lib.errors import InputError, NonFiniteError
 from train_mrpc import main
 
@@ -177,7 +177,7 @@ def test_a_bad_update_is_not_applied():
     """As a fused optimizer skips it on the device, before anybody has read a number."""
     from accelerate import Accelerator
 
-    from lib.monitor import Monitor
+    from lib.training.meter import Monitor
 
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)

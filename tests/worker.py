@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from accelerate import Accelerator
 
-from lib.command_line import parse_arguments
+from lib.cli.parsing import parse_arguments
 from train_mrpc import main
 
 # It takes the process group down, which the next run still needs.

@@ -17,10 +17,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lib import metrics, plots
-from lib.output import replacing, write_text, writing
-from lib.tasks import Task
-from lib.tracking import METRICS_FILE
+from lib.checkpoints.output import replacing, write_text, writing
+from lib.data.tasks import Task
+from lib.report import plots
+from lib.tracking.run_log import METRICS_FILE
+from lib.training import metrics
 
 Array = NDArray[Any]
 
@@ -106,7 +107,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = templates.get_template("report_template.html").render(
+    page = templates.get_template("template.html").render(
         name=folder.resolve().name,
         model=manifest["model"],
         data=manifest["data"],

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lib.batching import PaddedBatches, Rows, padding_shares
-from lib.data import Splits, model_columns, row_lengths
-from lib.model import device_name, loss_sum
-from lib.processes import precision
-from lib.tasks import IGNORED
+from lib.data.batching import PaddedBatches, Rows, padding_shares
+from lib.data.splits import Splits, model_columns, row_lengths
+from lib.data.tasks import IGNORED
+from lib.distributed.collectives import precision
+from lib.training.model import device_name, loss_sum
 
 
 def describe(

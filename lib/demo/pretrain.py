@@ -1,4 +1,4 @@
-"""Make the tiny BERT that ``--demo`` fine-tunes: ``python -m lib.demo_pretrain``.
+"""Make the tiny BERT that ``--demo`` fine-tunes: ``python -m lib.demo.pretrain``.
 
 A WordPiece tokenizer and a BERT are trained from nothing, on pairs packed as in BERT that the
 generator of the demo makes from other seeds. No pair of the demo's splits is among them, so
@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertForPreTraining, BertTokenizer, set_seed
 
-from lib import demo
+from lib.demo import corpus as demo
 
 SEED = 7
 NUM_PAIRS = 50_000

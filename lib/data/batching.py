@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from lib.tasks import IGNORED
+from lib.data.tasks import IGNORED
 
 Rows = list[int]
 

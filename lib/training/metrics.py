@@ -14,7 +14,7 @@ import scipy.stats
 import sklearn.metrics
 from numpy.typing import NDArray
 
-from lib.tasks import IGNORED
+from lib.data.tasks import IGNORED
 
 if TYPE_CHECKING:
     import evaluate

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.config import FIELDS, TYPES, TrainConfig, check_type
+from lib.cli.config import FIELDS, TYPES, TrainConfig, check_type
 from lib.errors import TRY_AGAIN, InputError, LostProcessError, NonFiniteError, Preempted
 
 BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -63,7 +63,7 @@ def parse_arguments(arguments: Sequence[str]) -> TrainConfig:
     tokens = _normalise(list(arguments))
     given = _read_yaml(path) if (path := _value_of(tokens, "--config")) else {}
     if "--demo" in tokens or given.get("demo"):
-        from lib.demo import DEFAULTS
+        from lib.demo.corpus import DEFAULTS
 
         given = {**DEFAULTS, **given}
     box = io.StringIO()

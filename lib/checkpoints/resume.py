@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib import checkpoint, output
-from lib.config import MAY_GROW, check_same_run
+from lib.checkpoints import checkpoint, output
+from lib.checkpoints.lock import Lock
+from lib.cli.config import MAY_GROW, check_same_run
+from lib.distributed.collectives import restarted
 from lib.errors import InputError
-from lib.lock import Lock
-from lib.processes import restarted
-from lib.trackers import forget_run
-from lib.tracking import METRICS_FILE
+from lib.tracking.run_log import METRICS_FILE
+from lib.tracking.trackers import forget_run
 
 # For the processes of an earlier start: Slurm kills them 30 s after it asked them to end, and an
 # NFS server takes back the locks of a lost node after 90 s.

@@ -17,9 +17,9 @@ from transformers import (
     get_scheduler,
 )
 
+from lib.data.tasks import IGNORED
 from lib.errors import InputError
-from lib.hub import REMEDY
-from lib.tasks import IGNORED
+from lib.hub.reach import REMEDY
 
 
 def load_tokenizer(

@@ -13,10 +13,17 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 from numpy.typing import NDArray
 
-from lib.evaluation import Predictions, score
-from lib.metrics import confidence_intervals, has_labels, predictions_of, probabilities_of
-from lib.output import MANIFEST_FILE, RESULTS_FILE, replacing, write_json, write_text, writing
-from lib.tasks import Task
+from lib.checkpoints.output import (
+    MANIFEST_FILE,
+    RESULTS_FILE,
+    replacing,
+    write_json,
+    write_text,
+    writing,
+)
+from lib.data.tasks import Task
+from lib.training.evaluation import Predictions, score
+from lib.training.metrics import confidence_intervals, has_labels, predictions_of, probabilities_of
 
 PACKAGES = (
     "accelerate",
@@ -132,7 +139,7 @@ def write_results(
         rows, lengths, padding: as for `report_page.write_page`.
     """
     # Matplotlib: a second or two that no run should start with.
-    from lib.report_page import write_page
+    from lib.report.page import write_page
 
     write_json(folder / RESULTS_FILE, results)
     speed = {key: value for key, value in results.items() if key.startswith(("train_", "sec"))}

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from lib.checkpoints.output import LOCK_FILE, writing
 from lib.errors import InputError
-from lib.output import LOCK_FILE, writing
 
 try:
     import fcntl

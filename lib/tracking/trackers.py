@@ -22,8 +22,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, get_available_trackers
 
+from lib.checkpoints.output import write_text
 from lib.errors import InputError
-from lib.output import write_text
 
 RUN_ID_FILE = "wandb_run_id"
 STEP = "train/global_step"

@@ -13,9 +13,9 @@ import datasets
 import pyarrow
 from transformers import PreTrainedTokenizerBase
 
+from lib.data.tasks import IGNORED, TASKS, Task, task_of_files
 from lib.errors import InputError
-from lib.hub import REMEDY
-from lib.tasks import IGNORED, TASKS, Task, task_of_files
+from lib.hub.reach import REMEDY
 
 Row = dict[str, Any]
 Rows: TypeAlias = datasets.Dataset
@@ -71,7 +71,7 @@ def load_dataset(
     """
     folder = Path(dataset_name)
     if dataset_name == "demo":
-        from lib.demo import corpus_folder, write_corpus
+        from lib.demo.corpus import corpus_folder, write_corpus
 
         folder = write_corpus(corpus_folder())
     if folder.is_dir():

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.data.tasks import TASKS
 from lib.errors import InputError
-from lib.tasks import TASKS
 
 DEFAULT_TRAIN_BATCH_SIZE = 32
 

@@ -12,8 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from lib.output import replacing, writing
-from lib.trackers import Trackers
+from lib.checkpoints.output import replacing, writing
+from lib.tracking.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -11,8 +11,8 @@ from accelerate.utils import broadcast_object_list, pad_across_processes
 from numpy.typing import NDArray
 from torch import nn
 
-from lib import metrics
-from lib.tasks import Task
+from lib.data.tasks import Task
+from lib.training import metrics
 
 
 @dataclasses.dataclass(frozen=True)

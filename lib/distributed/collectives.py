@@ -10,8 +10,8 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 
+from lib.distributed.signals import Signals
 from lib.errors import InputError, Preempted
-from lib.preemption import Signals
 
 Result = TypeVar("Result")
 

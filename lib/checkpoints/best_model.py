@@ -10,8 +10,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lib.output import CONFIG_FILE, beside, remove, writing
-from lib.processes import on_main_process
+from lib.checkpoints.output import CONFIG_FILE, beside, remove, writing
+from lib.distributed.collectives import on_main_process
 
 WEIGHTS_FILE = "model.safetensors"
 

@@ -28,12 +28,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from lib.checkpoints.best_model import WEIGHTS_FILE, link
+from lib.checkpoints.output import beside, discard, move_into_place, remove, write_json, writing
+from lib.distributed.collectives import on_main_process, together
 from lib.errors import InputError
-from lib.export import WEIGHTS_FILE, link
-from lib.monitor import Monitor
-from lib.output import beside, discard, move_into_place, remove, write_json, writing
-from lib.processes import on_main_process, together
-from lib.tracking import METRICS_FILE, Speed
+from lib.tracking.run_log import METRICS_FILE, Speed
+from lib.training.meter import Monitor
 
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "training_state.json"

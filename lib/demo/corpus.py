@@ -7,7 +7,7 @@ differs in one thing: swapped roles, another number, name, place or day, or the 
 negated verb. The wording is drawn without regard to the label, except that a near miss keeps the
 template of its first sentence a little more often, so counting shared words tells little.
 
-Accuracy on the validation split, printed by ``python -m lib.demo``:
+Accuracy on the validation split, printed by ``python -m lib.demo.corpus``:
 
     majority class                                            0.6625
     overlap threshold (Jaccard of words, best on train)       0.6675
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 VERSION = 1
 LABELS = ("not_equivalent", "equivalent")
 POSITIVE_SHARE = 2 / 3
-MODEL_DIR = Path(__file__).parent / "demo_model"
+MODEL_DIR = Path(__file__).parent / "model"
 
 
 class Split(NamedTuple):

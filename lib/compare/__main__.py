@@ -25,10 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.config import FREE_TO_CHANGE
-from lib.errors import InputError
-from lib.output import CONFIG_FILE, MANIFEST_FILE, RESULTS_FILE, STATUS_FILE, read_config
-from lib.significance import (
+from lib.checkpoints.output import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    RESULTS_FILE,
+    STATUS_FILE,
+    read_config,
+)
+from lib.cli.config import FREE_TO_CHANGE
+from lib.compare.significance import (
     FEWEST_RUNS,
     Difference,
     compare,
@@ -36,7 +41,8 @@ from lib.significance import (
     standard_error_of_share,
     summarise,
 )
-from lib.tasks import TASKS, task_of_files
+from lib.data.tasks import TASKS, task_of_files
+from lib.errors import InputError
 
 # Fields in which runs of one recipe may differ.
 NOT_OF_THE_RECIPE = {*FREE_TO_CHANGE, "seed"}
@@ -233,7 +239,7 @@ def describe(runs: Sequence[Run]) -> dict[str, Any]:
 def differ(a: Sequence[Run], b: Sequence[Run]) -> dict[str, Any]:
     """How set A differs from set B in each metric of the task, and which metric decides."""
     # 1 s of imports that a table of one set does not need.
-    from lib.metrics import best_metric_name, compute
+    from lib.training.metrics import best_metric_name, compute
 
     classes, labels = a[0].classes, a[0].labels
     task = TASKS.get(a[0].config.get("task_name") or "") or task_of_files((), classes)

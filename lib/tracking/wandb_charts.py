@@ -6,9 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from lib.evaluation import Predictions
-from lib.metrics import calibration_bins, has_labels, predictions_of, probabilities_of, row_losses
-from lib.trackers import without_home
+from lib.tracking.trackers import without_home
+from lib.training.evaluation import Predictions
+from lib.training.metrics import (
+    calibration_bins,
+    has_labels,
+    predictions_of,
+    probabilities_of,
+    row_losses,
+)
 
 
 def log_predictions(

@@ -1,0 +1,1 @@
+"""Comparing finished runs over seeds: `python -m lib.compare RUN... --against RUN...`."""

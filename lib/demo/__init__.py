@@ -1,0 +1,1 @@
+"""The built-in corpus and tiny model of `--demo`, and how the model was pretrained."""

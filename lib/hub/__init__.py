@@ -1,0 +1,1 @@
+"""Reaching the Hugging Face hub, or doing without it."""

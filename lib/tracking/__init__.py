@@ -1,0 +1,1 @@
+"""What a run logs while it trains: metrics.jsonl, the terminal, wandb and other trackers."""
