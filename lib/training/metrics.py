@@ -99,6 +99,15 @@ def metric_names(names: Sequence[str]) -> list[str]:
     return [*names, *(["combined_score"] if len(names) > 1 else []), "loss"]
 
 
+def display_name(name: str, labels: Sequence[str]) -> str:
+    """A metric as people should read it: F1 says of which class it is.
+
+    Args:
+        labels: names of the classes in the order of their numbers; empty for a regression.
+    """
+    return f"f1 of {labels[1]!r}" if name == "f1" else name
+
+
 def best_metric_name(names: Sequence[str]) -> str:
     """The metric that GLUE scores a task by."""
     return "combined_score" if len(names) > 1 else names[0]
