@@ -1,86 +1,93 @@
 """The best model in the output folder, as `from_pretrained` and `pipeline` load it."""
 
-import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.dynamic_module_utils import custom_object_save
 
-from lib.checkpoints.output import CONFIG_FILE, beside, remove, writing
+from lib.checkpoints.atomic import beside, link, remove, writing
+from lib.checkpoints.run_folder import CONFIG_FILE
 from lib.distributed.collectives import on_main_process
 
 WEIGHTS_FILE = "model.safetensors"
 
 
-def export(
-    folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Write the model and its tokenizer to `folder`; each file is replaced at once.
+class BestModel:
+    """Saves the model and its tokenizer to the output folder; each file is replaced at once."""
 
-    All processes call this: sharded weights are gathered.
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+        self.model = model
+        # Without torch.compile's wrapper, which would rename the weights.
+        self.plain = accelerator.unwrap_model(model, keep_torch_compile=False)
+        self.tokenizer = tokenizer
 
-    Raises:
-        InputError: on all processes, if the folder cannot be written.
-    """
-    # torch.compile's wrappers would rename the weights.
-    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    weights = accelerator.get_state_dict(model if sharded else plain)
+    def save(self) -> None:
+        """Save the weights as they are now. All processes call this: it gathers shards.
 
-    def write(new: Path) -> None:
-        plain.save_pretrained(new, state_dict=dict(weights))
-        tokenizer.save_pretrained(new)
+        Raises:
+            InputError: on all processes, if the folder cannot be written.
+        """
+        kind = self.accelerator.distributed_type
+        sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        weights = self.accelerator.get_state_dict(self.model if sharded else self.plain)
+        on_main_process(
+            self.accelerator,
+            partial(self._replace, partial(self.plain.save_pretrained, state_dict=dict(weights))),
+        )
 
-    on_main_process(accelerator, lambda: _replace(folder, write))
+    def restore(self, weights_file: Path) -> None:
+        """Put the best model that a checkpoint holds back into the folder, bit for bit.
 
+        Raises:
+            InputError: as `save`.
+        """
+        on_main_process(
+            self.accelerator, partial(self._replace, partial(self._write_saved, weights_file))
+        )
 
-def restore(
-    weights_file: Path,
-    folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Put the best model that a checkpoint holds back into `folder`, bit for bit.
+    def load(self, *, trust_remote_code: bool) -> PreTrainedModel:
+        """Load the best model as its users will, on the device of this process."""
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.folder, trust_remote_code=trust_remote_code
+        )
+        return model.to(self.accelerator.device)
 
-    Raises:
-        InputError: as `export`.
-    """
-    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-
-    def write(new: Path) -> None:
-        plain.config.save_pretrained(new)
-        tokenizer.save_pretrained(new)
+    def _write_saved(self, weights_file: Path, new: Path) -> None:
+        self.plain.config.save_pretrained(new)
+        if self.plain._auto_class is not None:  # the code that the user trusts
+            custom_object_save(self.plain, new, config=self.plain.config)
         link(weights_file, new / WEIGHTS_FILE)
 
-    on_main_process(accelerator, lambda: _replace(folder, write))
-
-
-def _replace(folder: Path, write: Callable[[Path], None]) -> None:
-    new = beside(folder / "model")
-    with writing(folder):
-        try:
-            remove(new)
-            write(new)
-            for file in new.iterdir():
-                if file.name != WEIGHTS_FILE or file.stat().st_nlink == 1:
-                    # safetensors makes its files private; others may read what may be read in here.
-                    shutil.copymode(folder / CONFIG_FILE, file)
-                file.replace(folder / file.name)
-        finally:
-            remove(new)
-
-
-def link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, as files here are replaced and not changed."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    def _replace(self, write: Callable[[Path], object]) -> None:
+        new = beside(self.folder / "model")
+        with writing(self.folder):
+            try:
+                remove(new)
+                new.mkdir()
+                write(new)
+                self.tokenizer.save_pretrained(new)
+                for file in new.iterdir():
+                    if file.name != WEIGHTS_FILE or file.stat().st_nlink == 1:
+                        # safetensors makes private files; who may read the folder may read them.
+                        shutil.copymode(self.folder / CONFIG_FILE, file)
+                    file.replace(self.folder / file.name)
+            finally:
+                remove(new)

@@ -1,99 +1,122 @@
-"""From the command line to a configuration, and from an error to one line and an exit status."""
+"""From the command line, and the YAML file that it names, to a configuration."""
 
-import contextlib
-import dataclasses
-import difflib
-import io
-import os
+import argparse
+import functools
 import re
-import sys
 import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from lib.cli.config import FIELDS, TYPES, TrainConfig, check_type
-from lib.errors import TRY_AGAIN, InputError, LostProcessError, NonFiniteError, Preempted
+from lib.cli.config import FLAGS, TrainConfig
+from lib.cli.flags import Flag, checked, did_you_mean
+from lib.errors import InputError
 
-BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+DESCRIPTION = """\
+Fine-tune a BERT on GLUE/MRPC, on another GLUE task, or on sentence pairs of your own.
 
+With no flags: BERT base on MRPC, both from the Hugging Face hub. --demo takes a minute and needs
+no network; --dry_run shows what a run would do. Underscores and hyphens are the same."""
 
-@contextlib.contextmanager
-def exit_status() -> Iterator[None]:
-    """Turn the project's own errors into one line and an exit status, 75 if it was told to stop.
+# What people change first.
+USAGE = """accelerate launch train_mrpc.py
+    [--model_name_or_path NAME_OR_DIR] [--task_name TASK] [--output_dir DIR]
+    [--train_file FILE --validation_file FILE] [--num_train_epochs N] [--learning_rate X]
+    [--train_batch_size N] [--seed N] [--report_to TRACKER ...] [more flags]"""
 
-    Processes that have met raise the same error, and rank 0 speaks for all. Before that an error
-    may be one machine's own, and the first process of each speaks.
-    """
-    try:
-        yield
-    except (InputError, NonFiniteError, LostProcessError, Preempted) as error:
-        distributed = sys.modules.get("torch.distributed")
-        met = distributed is not None and distributed.is_initialized()
-        stopped = isinstance(error, Preempted)
-        rank = os.environ.get("RANK" if met or stopped else "LOCAL_RANK", "0")
-        if int(rank) <= 0 or isinstance(error, LostProcessError):
-            kind = "" if stopped else "error: "
-            print(f"train_mrpc.py: {kind}{error}", file=sys.stderr, flush=True)
-        sys.exit(TRY_AGAIN if stopped else 2 if isinstance(error, InputError) else 1)
-
-
-def hide_token(arguments: list[str]) -> None:
-    """Take the value of --hub_token out of the arguments, where wandb and `ps` would read it."""
-    for position, word in enumerate(arguments):
-        name, equals, _ = word.replace("-", "_").partition("=")
-        if name == "__hub_token" and equals:
-            arguments[position] = "--hub_token=***"
-        elif name == "__hub_token" and position + 1 < len(arguments):
-            arguments[position + 1] = "***"
+METAVARS = {int: "N", float: "X", str: "NAME", tuple: "NAME"}
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainConfig:
-    """The configuration that the command line, and the files it names, describe.
+    """Return the configuration that the command line describes.
 
     Defaults give way to `--demo`, that to `--config`, and that to the flags.
 
     Raises:
-        InputError: an unknown flag, or a value that is not of its field's type or range.
+        InputError: an unknown flag, or a value that breaks a rule.
         SystemExit: after `--help`.
     """
-    import tyro  # 0.2 s: not for those who import TrainConfig
-
-    tokens = _normalise(list(arguments))
-    given = _read_yaml(path) if (path := _value_of(tokens, "--config")) else {}
-    if "--demo" in tokens or given.get("demo"):
-        from lib.demo.corpus import DEFAULTS
-
-        given = {**DEFAULTS, **given}
-    box = io.StringIO()
-    try:
-        # tyro draws its errors as boxes; what users get here is one line.
-        with contextlib.redirect_stderr(box):
-            config, unknown = tyro.cli(
-                TrainConfig,
-                args=tokens,
-                default=_unchecked(given),
-                use_underscores=True,
-                return_unknown_args=True,
-            )
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
-        raise InputError(_unboxed(box.getvalue())) from None
+    given, unknown = _parser().parse_known_args([_with_underscores(word) for word in arguments])
     if unknown:
-        raise InputError(_unknown("flag", unknown[0], prefix="--"))
-    return config
+        raise InputError(_unknown_flag(unknown[0]))
+    flags = vars(given)
+    return TrainConfig(**{**(_read_yaml(flags["config"]) if "config" in flags else {}), **flags})
 
 
-def _unknown(kind: str, name: str, prefix: str = "") -> str:
-    word = name.removeprefix("--").split("=")[0].replace("-", "_")
-    near = difflib.get_close_matches(word, list(FIELDS), n=1, cutoff=0.5)
-    hint = f"did you mean {prefix}{near[0]}?" if near else "--help lists them all"
-    return f"unknown {kind} {name.split('=')[0]}: {hint}"
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below the usage, of which there are two screens."""
+        name, _, reason = message.removeprefix("argument ").partition(": ")
+        raise InputError(f"{name} needs a value" if "expected" in reason else message)
 
 
-def _read_yaml(path: str) -> Mapping[str, Any]:
+def _parser() -> _Parser:
+    parser = _Parser(
+        usage=USAGE,
+        description=DESCRIPTION,
+        formatter_class=functools.partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=36, width=100
+        ),
+        argument_default=argparse.SUPPRESS,  # what is not given is left to the defaults
+        allow_abbrev=False,
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, declared in FLAGS.items():
+        if declared.group not in groups:
+            groups[declared.group] = parser.add_argument_group(declared.group)
+        _add(groups[declared.group], name, declared)
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, name: str, declared: Flag) -> None:
+    """Add a flag. Its value stays text: `checked` converts it, as it does for YAML."""
+    help = declared.help
+    if declared.default not in (None, False, ()):
+        help += f" Default: {str(declared.default).lower()}."
+    if declared.kind is bool:
+        group.add_argument(
+            f"--{name}", nargs="?", const=True, metavar="true|false", help=help.replace("%", "%%")
+        )
+        group.add_argument(  # the same as `--name false`
+            f"--no_{name}", dest=name, action="store_const", const=False, help=argparse.SUPPRESS
+        )
+        return
+    metavar = declared.metavar or METAVARS[declared.kind]
+    if declared.choices and declared.metavar is None:
+        metavar = name.split("_")[-1].upper()
+        help += f" One of {', '.join(declared.choices)}."
+    group.add_argument(
+        f"--{name}",
+        nargs="+" if declared.kind is tuple else None,
+        metavar=metavar,
+        help=help.replace("%", "%%"),
+    )
+
+
+def _with_underscores(word: str) -> str:
+    """Return `--max_length=8` for `--max-length=8`; values keep their hyphens."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _unknown_flag(word: str) -> str:
+    name = word.partition("=")[0]
+    if not name.startswith("-"):
+        return (
+            f"unexpected argument {word!r}: every value follows the name of a flag, as in --seed 1"
+        )
+    hint = did_you_mean(name.removeprefix("--"), [*FLAGS]).replace("mean ", "mean --")
+    return f"unknown flag {name}: {hint or '--help lists them all'}"
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    """Return the flags in a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or a value breaks a rule.
+    """
     import yaml
 
     try:
@@ -105,40 +128,21 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--config {path} is not YAML: {reason}") from error
-    if not isinstance(given, dict):
-        raise InputError(f"--config {path} must hold 'field: value' lines, one of each field")
-    for name in given:
-        if name not in FIELDS or name == "config":
-            raise InputError(f"--config {path}: {_unknown('field', str(name))}")
-    try:
-        return {name: _as_field(name, value) for name, value in given.items()}
-    except InputError as error:
-        raise InputError(f"--config {path}: {str(error).removeprefix('--')}") from error
-
-
-def _as_field(name: str, value: Any) -> Any:
-    """A value as YAML gives it, as its field takes it: lists as tuples, `10` as "10" for text."""
-    takes_tuple = typing.get_origin(TYPES[name]) is tuple
-    if takes_tuple:
-        value = tuple(value) if isinstance(value, list) else (value,)
-    elif isinstance(value, int) and not isinstance(value, bool) and TYPES[name] == str | None:
-        value = str(value)
-    check_type(name, value)
-    return value
-
-
-def _unchecked(given: Mapping[str, Any]) -> TrainConfig:
-    """A configuration whose fields are not yet checked together: flags may complete it."""
-    config = object.__new__(TrainConfig)
-    for name, field in FIELDS.items():
-        default = None if field.default is dataclasses.MISSING else field.default
-        object.__setattr__(config, name, given.get(name, default))
-    return config
+    if not isinstance(given, Mapping):
+        raise InputError(f"--config {path} must hold one 'flag: value' line for each flag")
+    for name, value in given.items():
+        if name not in FLAGS or name == "config":
+            hint = did_you_mean(str(name), [*FLAGS]) or "--help lists them all"
+            raise InputError(f"--config {path}: unknown flag {name}: {hint}")
+        try:
+            checked(name, value, FLAGS[name])
+        except InputError as error:
+            raise InputError(f"--config {path}: {str(error).removeprefix('--')}") from error
+    return dict(given)
 
 
 def _yaml_loader(yaml: types.ModuleType) -> Any:
-    """YAML's safe loader, that also takes 5e-5 for a number (YAML 1.1 asks for 5.0e-5)."""
-
+    """Return YAML's safe loader, made to read 5e-5 as a number (YAML 1.1 asks for 5.0e-5)."""
     loader = type("Loader", (yaml.SafeLoader,), {})
     loader.add_implicit_resolver(  # type: ignore[attr-defined]
         "tag:yaml.org,2002:float",
@@ -146,54 +150,3 @@ def _yaml_loader(yaml: types.ModuleType) -> Any:
         list("-+.0123456789"),
     )
     return loader
-
-
-def _normalise(tokens: list[str]) -> list[str]:
-    """Flags as tyro reads them: `--seed=5` -> `--seed 5`, `--flag false` -> `--no_flag`.
-
-    Booleans are bare flags in some of the peers (`--with_tracking`) and take a value in others
-    (`--length_grouping false`); both are understood.
-    """
-    split: list[str] = []
-    for token in tokens:
-        if token.startswith("--"):
-            name, equals, value = token.partition("=")
-            split.append("--" + name[2:].replace("-", "_"))
-            split += [value] if equals else []
-        else:
-            split.append(token)
-    result: list[str] = []
-    position = 0
-    while position < len(split):
-        token = split[position]
-        name = token.removeprefix("--")
-        position += 1
-        if not (token.startswith("--") and name in FIELDS and TYPES[name] is bool):
-            result.append(token)
-            continue
-        value = split[position] if position < len(split) else "--"
-        if value.startswith("--"):
-            result.append(token)
-            continue
-        position += 1
-        if value.lower() not in BOOLEAN_WORDS:
-            raise InputError(f"{token} takes true or false, got {value!r}")
-        result.append(token if BOOLEAN_WORDS[value.lower()] else f"--no_{name}")
-    return result
-
-
-def _value_of(tokens: Sequence[str], flag: str) -> str | None:
-    if flag not in tokens:
-        return None
-    position = tokens.index(flag) + 1
-    if position == len(tokens):
-        raise InputError(f"{flag} takes the path of a YAML file")
-    return tokens[position]
-
-
-def _unboxed(text: str) -> str:
-    """The words of one of tyro's boxed messages, without the frame, the title and the help."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()[1:]]
-    words = " ".join(line for line in lines if line and "--help" not in line)
-    words = words.split(" Argument helptext:")[0].removeprefix("Error parsing ")
-    return words.removeprefix("TrainConfig: ")

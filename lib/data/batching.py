@@ -6,7 +6,8 @@ a list of global batches (the rows of one update, over all processes), each a li
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,30 @@ class MicroBatches(Sampler[Rows]):
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self.batches)
+
+    def updates(
+        self, loader: Iterable[Any], accumulation: int, *, first: int, last: int
+    ) -> Iterator[tuple[list[Rows], Iterator[Any]]]:
+        """Yield the rows and this process's micro-batches of the updates `first` to `last`.
+
+        Micro-batches are fetched as they are needed: Accelerate synchronizes gradients at the last
+        one that its loader has yielded.
+
+        Args:
+            loader: a prepared loader with this sampler.
+            accumulation: micro-batches of each process for one update.
+            first: updates that are done.
+            last: updates when the run is done.
+        """
+        per_epoch = len(self.plan(0))
+        while first < last:
+            epoch, index = divmod(first, per_epoch)
+            batches = self.start(epoch=epoch, first=index, last=index + last - first)
+            micro_batches = iter(loader)
+            for rows in batches:
+                yield rows, itertools.islice(micro_batches, accumulation)
+            assert next(micro_batches, None) is None  # also ends the loader's epoch for Accelerate
+            first += len(batches)
 
     @property
     def most_rows(self) -> int:

@@ -1,21 +1,26 @@
-"""Signals that ask a run to stop: remembered, and acted on where nothing is lost.
+"""Signals that ask a run to stop.
 
-Clusters take machines back with SIGTERM or SIGUSR1, people press Ctrl-C. `processes.Agreement`
-makes of a signal on any process a decision of all. Imports nothing heavy, as it listens before the
-seconds that other imports take.
+Clusters reclaim machines with SIGTERM or SIGUSR1, people press Ctrl-C. `StopSignal` in
+stop_signal.py turns a signal to any process into a decision of all. Imports nothing heavy, as it
+listens before the slow imports.
 """
 
+import os
 import signal
 import sys
 import types
 
 from lib.errors import TRY_AGAIN
 
-STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1")
+    if hasattr(signal, name)  # Windows has no SIGUSR1
+)
 
 
 class Signals:
-    """The first signal that asked this process to stop; more of them change nothing.
+    """The first stop signal that this process received; later ones change nothing.
 
     Attributes:
         received: that signal, or None.
@@ -27,28 +32,34 @@ class Signals:
         self.received: signal.Signals | None = None
         self.at_once = False
 
-    def listen(self, *, at_once: bool) -> None:
-        """Take the signals over; to be called in the main thread."""
-        self.at_once = at_once
-        for name in STOP_SIGNALS:
-            if hasattr(signal, name):  # Windows has no SIGUSR1
-                signal.signal(getattr(signal, name), self._handle)
+    def listen(self) -> None:
+        """Install the handlers; call this in the main thread."""
+        self.at_once = os.environ.get("WORLD_SIZE", "1") == "1"
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: types.FrameType | None) -> None:
         if self.received is not None:
             return
         self.received = signal.Signals(number)
         if self.at_once:
-            print(
-                f"train_mrpc.py: stopped by {self.received.name} before the first update",
-                file=sys.stderr,
-                flush=True,
-            )
+            _say(f"stopped by {self.received.name} before the first update")
+            ignore_stop_signals()
             sys.exit(TRY_AGAIN)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            # At once, and below the progress bar: under a launcher the prompt may be back already.
+            _say(f"{self.received.name} received: saving, please wait", before="\n")
 
 
-def ignore_stop_signals(_: int) -> None:
-    """In a worker of a DataLoader, whose end would be an error in the process that it works for."""
-    for name in STOP_SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+def _say(line: str, before: str = "") -> None:
+    # Unbuffered: the signal may have interrupted a print to the same stream.
+    os.write(2, f"{before}train_mrpc.py: {line}\n".encode())
+
+
+def ignore_stop_signals(*_: object) -> None:
+    """Ignore the stop signals, as the interpreter would die of them while it shuts down.
+
+    Also for the workers of a DataLoader, whose death would be an error in the process they serve.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

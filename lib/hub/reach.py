@@ -1,4 +1,4 @@
-"""Whether the hub can be reached, found out before its libraries try for minutes."""
+"""Find out whether the hub answers, before its libraries retry for minutes."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lib.errors import InputError
 
-# Seconds to wait for the hub. Longer than any round trip, short enough for a node without network.
+# Seconds to wait for the hub: longer than any round trip, short for a node without network.
 TIMEOUT = 3.0
 
 REMEDY = (
@@ -19,16 +19,16 @@ REMEDY = (
 )
 
 
-def settle(model: str, revision: str | None, dataset: str | None) -> None:
-    """Go offline if the hub does not answer. Before Hugging Face's libraries are imported.
+def go_offline_if_unreachable(model: str, revision: str | None, dataset: str | None) -> None:
+    """Set HF_HUB_OFFLINE if the hub does not answer; call this before its libraries are imported.
 
     Args:
         model: name on the hub, or a folder.
-        revision: of the model; None for the main one.
+        revision: branch, tag or commit of the model; None for the main branch.
         dataset: name on the hub, or a folder; None if the rows come from files.
 
     Raises:
-        InputError: the hub does not answer, and what is needed is not cached.
+        InputError: the hub does not answer, and the model or the data set is not cached.
     """
     wanted = [("--model_name_or_path", model), ("--dataset_name", dataset or "demo")]
     wanted = [item for item in wanted if not Path(item[1]).exists() and item[1] != "demo"]
@@ -59,7 +59,7 @@ def _offline() -> bool:
 def _answers() -> bool:
     address = urllib.parse.urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     if address.scheme in urllib.request.getproxies():
-        return True  # only the proxy can tell
+        return True  # the proxy has to connect
     answered = threading.Event()
 
     def connect() -> None:
@@ -70,7 +70,7 @@ def _answers() -> bool:
             return
         answered.set()
 
-    # In a thread, since looking up a name may take longer than any time-out of the connection.
+    # In a thread, as the timeout does not cover the DNS lookup, which may take a minute.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(TIMEOUT)
@@ -86,6 +86,6 @@ def _cached(model: str, revision: str | None) -> bool:
 def _dataset_cached(name: str) -> bool:
     from huggingface_hub.constants import HF_HOME
 
-    # Offline, datasets reads what it has prepared and not what the hub's own cache holds.
+    # Offline, `datasets` reads only what it prepared itself, not the hub's own cache.
     prepared = Path(os.environ.get("HF_DATASETS_CACHE", f"{HF_HOME}/datasets"))
     return (prepared / name.replace("/", "___")).is_dir()

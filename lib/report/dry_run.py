@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from lib.data.batching import PaddedBatches, Rows, padding_shares
 from lib.data.splits import Splits, model_columns, row_lengths
 from lib.data.tasks import IGNORED
-from lib.distributed.collectives import precision
-from lib.training.model import device_name, loss_sum
+from lib.distributed.devices import device_name, precision
+from lib.training.optimization import loss_sum
 
 
 def describe(

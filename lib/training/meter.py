@@ -1,13 +1,13 @@
-"""The loss and the gradient norm of the updates, watched without waiting for the device."""
+"""The loss, gradient norm, padding and speed of updates, read without stalling the device."""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lib.errors import NonFiniteError
 
@@ -15,29 +15,29 @@ from lib.errors import NonFiniteError
 COUNTS = ("num_rows", "num_tokens", "num_padded")
 
 
-class Monitor:
+class Meter:
     """Sums the loss over micro-batches, and keeps a non-finite gradient from being applied.
 
-    Reading a number from a GPU makes the processor wait for it, so numbers stay on the device
-    until a line is logged. A gradient that is not finite must be stopped before that: a fused
-    optimizer skips an update, on the device, while its `found_inf` is 1 (it is what a gradient
-    scaler uses), and it stays 1 from the first bad update on. Optimizers without it are read at
-    once. Under fp16 the scaler skips what overflows, and only the loss is watched here.
+    Reading a number from a GPU makes the CPU wait for it, so numbers stay on the device until a
+    line is logged. A gradient that is not finite must be stopped before that: a fused optimizer
+    skips an update, on the device, while its `found_inf` is 1 (as a gradient scaler has it), and it
+    stays 1 from the first bad update on. For other optimizers the norm is read at once. Under fp16
+    the scaler skips what overflows, and only the loss is watched here.
 
     Args:
-        explain: words for an update that went wrong, from its number: its rows and learning rate.
+        describe_update: returns the rows and learning rate of an update, for the error about it.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         optimizer: torch.optim.Optimizer,
-        explain: Callable[[int], str],
+        describe_update: Callable[[int], str],
     ) -> None:
         self.accelerator = accelerator
         # Accelerate's wrapper would keep `found_inf` to itself.
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.explain = explain
+        self.describe_update = describe_update
         self.scaled = accelerator.scaler is not None
         self.fused = getattr(self.optimizer, "defaults", {}).get("fused", False)
         self.loss_sum = torch.zeros((), device=accelerator.device)
@@ -45,27 +45,25 @@ class Monitor:
         self.grad_norm = torch.zeros((), device=accelerator.device)
         # The number of the first update that was not finite, or 0.
         self.first_bad = torch.zeros((), device=accelerator.device)
-        self.num_rows = 0
-        self.num_tokens = 0
-        self.num_padded = 0
+        self.num_rows = self.num_tokens = self.num_padded = 0
+        self.speed = Speed()
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, summed over its rows."""
         self.update_loss += loss.detach()
 
-    def add_tokens(self, num_tokens: int, num_padded: int) -> None:
-        """Add the tokens of an update, real ones and those that were padded to."""
-        self.num_tokens += num_tokens
-        self.num_padded += num_padded
-
     def before_update(self, update: int, num_rows: int, grad_norm: Tensor | float | None) -> None:
-        """Look at update number `update` (from 1), of `num_rows` rows over all processes."""
+        """Stop update number `update` (from 1) if its loss or gradient is not finite.
+
+        Args:
+            num_rows: rows of the update, over all processes.
+            grad_norm: DeepSpeed gives a plain number, and None before its first update.
+        """
         self.num_rows += num_rows
         self.loss_sum += self.update_loss
         self.update_loss.zero_()
-        if isinstance(grad_norm, DTensor):  # FSDP's, of which each process has a part
+        if hasattr(grad_norm, "full_tensor"):  # a DTensor of FSDP, of which each rank has a part
             grad_norm = grad_norm.full_tensor()
-        # DeepSpeed gives a plain number, and none before its first update.
         self.grad_norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
         bad = ~torch.isfinite(self.loss_sum)
         if not self.scaled:
@@ -78,6 +76,12 @@ class Monitor:
         else:
             self.check()
 
+    def after_update(self, num_rows: int, num_tokens: int, num_padded: int) -> None:
+        """Count an update: rows, tokens, and tokens with padding, over all processes."""
+        self.num_tokens += num_tokens
+        self.num_padded += num_padded
+        self.speed.add(num_rows, num_tokens)
+
     def check(self) -> None:
         """Wait for the device and the other processes.
 
@@ -89,41 +93,121 @@ class Monitor:
             update = int(found[found > 0].min())
             raise NonFiniteError(
                 f"the loss or the gradient of update {update} is not finite; the update was not "
-                f"applied. {self.explain(update)}"
+                f"applied. {self.describe_update(update)}"
             )
 
-    def state(self) -> dict[str, Any]:
-        """What was summed since the last reading, for a checkpoint; all processes call this."""
-        sums = self.accelerator.gather(self.loss_sum.reshape(1)).tolist()
-        return {"loss_sums": sums} | {name: getattr(self, name) for name in COUNTS}
+    def loss(self) -> float:
+        """Return the mean loss over the rows since the last reading.
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, which may be of another number of processes."""
+        Raises:
+            NonFiniteError: as `check`.
+        """
+        self.check()
+        return self.accelerator.reduce(self.loss_sum, reduction="sum").item() / self.num_rows
+
+    def read(self) -> dict[str, float | None]:
+        """Return `loss`, `grad_norm` and `padding` since the last reading, and start the next.
+
+        The loss is the mean over the rows, the norm that of the last update (None if it is not
+        finite, as under fp16 when the scaler skips an update), `padding` its share in the tokens.
+
+        Raises:
+            NonFiniteError: as `check`.
+        """
+        mean = self.loss()
+        norm = float(self.grad_norm)
+        padding = 1 - self.num_tokens / self.num_padded
+        self.loss_sum.zero_()
+        self.num_rows = self.num_tokens = self.num_padded = 0
+        return {
+            "loss": mean,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "padding": padding,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was summed since the last reading; all processes call this."""
+        sums = self.accelerator.gather(self.loss_sum.reshape(1)).tolist()
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return {"loss_sums": sums, **counts, "speed": self.speed.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, which may be of another number of processes."""
         sums, process = state["loss_sums"], self.accelerator.process_index
         if len(sums) != self.accelerator.num_processes:
             sums = [math.fsum(sums) if number == 0 else 0.0 for number in range(process + 1)]
         self.loss_sum.fill_(sums[process])
         for name in COUNTS:
             setattr(self, name, state[name])
+        self.speed.load_state_dict(state["speed"])
 
-    def read(self) -> dict[str, float | None]:
-        """The mean `loss` over the rows since the last reading, and the last `grad_norm`.
 
-        Also the share of `padding` in the tokens. The norm is None if it is not finite, as under
-        fp16 when the scaler skips an update.
+class Speed:
+    """Rows and real tokens (no padding) per second of training; evaluations do not count.
 
-        Raises:
-            NonFiniteError: as `check`.
-        """
-        self.check()
-        mean = self.accelerator.reduce(self.loss_sum, reduction="sum").item() / self.num_rows
-        norm = float(self.grad_norm)
-        padding = 1 - self.num_tokens / self.num_padded
-        self.loss_sum.zero_()
-        for name in COUNTS:
-            setattr(self, name, 0)
-        return {
-            "loss": mean,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "padding": padding,
-        }
+    Attributes:
+        seconds_to_first_update: from the first start of the run.
+    """
+
+    def __init__(self) -> None:
+        self.created = time.perf_counter()
+        self.since: float | None = None
+        self.seconds_to_first_update: float | None = None
+        self.rows = self.tokens = 0
+        self.seconds = 0.0
+        # At the last reading.
+        self.read_rows = self.read_tokens = 0
+        self.read_seconds = 0.0
+
+    def start(self) -> None:
+        """Start the clock, when training starts or continues."""
+        self.since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the clock, for an evaluation or a checkpoint."""
+        if self.since is not None:
+            self.seconds += time.perf_counter() - self.since
+            self.since = None
+
+    def add(self, num_rows: int, num_tokens: int) -> None:
+        """Count the rows and real tokens of an update."""
+        if self.seconds_to_first_update is None:
+            self.seconds_to_first_update = time.perf_counter() - self.created
+        self.rows += num_rows
+        self.tokens += num_tokens
+
+    def read(self) -> dict[str, float]:
+        """Return `examples_per_second` and `tokens_per_second` since the last reading."""
+        self.pause()
+        rates = self._rates(
+            self.rows - self.read_rows,
+            self.tokens - self.read_tokens,
+            self.seconds - self.read_seconds,
+        )
+        self._mark()
+        self.start()
+        return rates
+
+    def overall(self) -> dict[str, float]:
+        """Return the same over the whole run, however often it was resumed, and its `seconds`."""
+        return {**self._rates(self.rows, self.tokens, self.seconds), "seconds": self.seconds}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts and seconds up to the last pause."""
+        names = ("rows", "tokens", "seconds", "seconds_to_first_update")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._mark()
+
+    def _mark(self) -> None:
+        self.read_rows, self.read_tokens = self.rows, self.tokens
+        self.read_seconds = self.seconds
+
+    @staticmethod
+    def _rates(rows: int, tokens: int, seconds: float) -> dict[str, float]:
+        seconds = max(seconds, 1e-9)
+        return {"examples_per_second": rows / seconds, "tokens_per_second": tokens / seconds}

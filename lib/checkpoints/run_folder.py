@@ -1,0 +1,291 @@
+"""The output folder of a run: who may write there, what is there, and how the run stands."""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import filelock
+import yaml
+
+from lib.checkpoints import manifest
+from lib.checkpoints.atomic import (
+    REMOVED,
+    REPLACED,
+    WRITING,
+    beside,
+    discard,
+    recover,
+    remove,
+    write_json,
+    write_yaml,
+    writing,
+)
+from lib.cli.resuming import LONGER_FLAGS, check_same_run
+from lib.errors import InputError, Preempted
+
+LOCK_FILE = ".lock"
+CONFIG_FILE = "config.yaml"
+STATUS_FILE = "status.json"
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "all_results.json"
+FACTS_FILE = "manifest.json"
+WANDB_RUN_FILE = "wandb_run_id"
+
+# What file systems without locks answer, such as some NFS mounts.
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+# Results of a finished run, which the run that replaces it must not seem to have.
+RESULT_FILES = (RESULTS_FILE, FACTS_FILE, "report/index.html")
+
+# Seconds to wait for the processes of an earlier start: Slurm kills them 30 s after it asked them
+# to end, and an NFS server takes back the locks of a lost node after 90 s.
+SECONDS_TO_END = 120.0
+
+
+class RunFolder:
+    """An output folder, which a run locks while it trains; `failed` in status.json if it raises.
+
+    Attributes:
+        path: the folder.
+        restarted: whether torchrun or Slurm starts again the command that wrote to the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = FolderLock(path)
+        self.claimed = False
+        started_again = any(
+            int(os.environ.get(name, "0")) > 0
+            for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+        )
+        self.restarted = started_again and read_status(path).get("started_by") == _started_by()
+        self.seconds_to_lock = SECONDS_TO_END if started_again else 0.0
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.claimed and error is not None and not isinstance(error, Preempted):
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            update = read_status(self.path).get("update", 0)
+            with contextlib.suppress(InputError):  # the disk may be what failed; it is on stderr
+                self.write_status("failed", update, reason=reason)
+        self.lock.release()
+
+    def check_available(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Check that this run may use the folder; writes nothing.
+
+        Raises:
+            InputError: it holds files that are not of a run, or another run, or cannot be written.
+        """
+        folder = self.path
+        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(
+                f"--output_dir {folder}: {parent} cannot be written; choose another folder"
+            )
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if set(found) - {LOCK_FILE, beside(folder / STATUS_FILE).name} and not read_status(folder):
+            raise InputError(
+                f"--output_dir {folder} already holds files that are not of a run "
+                f"({', '.join(found[:3])}): choose another folder"
+            )
+        before = None if overwrite else read_config(folder)
+        if before is not None:
+            check_same_run(before, config, folder)
+
+    def claim(
+        self,
+        config: Mapping[str, Any],
+        run: Mapping[str, Any],
+        *,
+        resume_from: str | None,
+        overwrite: bool,
+    ) -> Path | None:
+        """Lock the folder for this run, and return the checkpoint to resume from, if any.
+
+        Args:
+            config: for config.yaml.
+            run: everything the run is a function of.
+            resume_from: a checkpoint, or None or "auto" for the newest good one.
+            overwrite: whether to remove what an earlier run left.
+
+        Raises:
+            InputError: another process writes there, the folder cannot be written, the checkpoint
+                is damaged or of another run, or a finished run has no checkpoint left.
+        """
+        source = self._find_checkpoint(run, resume_from, overwrite=overwrite)
+        self.lock.acquire(seconds=self.seconds_to_lock)
+        if overwrite:
+            for path in manifest.owned(self.path):
+                if source is None or path.resolve() != source.resolve():
+                    discard(path)
+            for name in (METRICS_FILE, WANDB_RUN_FILE):
+                (self.path / name).unlink(missing_ok=True)
+        update = 0 if source is None else manifest.read(source)["update"]
+        self.write_status("running", update)
+        self.claimed = True
+        with writing(self.path):
+            for name in RESULT_FILES:
+                (self.path / name).unlink(missing_ok=True)
+            # Half-written files of a killed process.
+            for suffix in (WRITING, REPLACED, REMOVED):
+                for path in self.path.glob(f".*{suffix}"):
+                    remove(path)
+        write_yaml(self.path / CONFIG_FILE, config)
+        return source
+
+    def _find_checkpoint(
+        self, run: Mapping[str, Any], resume_from: str | None, *, overwrite: bool
+    ) -> Path | None:
+        """The checkpoint to resume from; None to start from the beginning.
+
+        A command that is started again has come further than the checkpoint that it names.
+        """
+        status = read_status(self.path)
+        if status:
+            self.lock.acquire(seconds=self.seconds_to_lock)
+            recover(self.path)
+        named = None if resume_from in (None, "auto") else Path(str(resume_from))
+        newest = None
+        if (named is None and not overwrite) or self.restarted:
+            newest, remarks = manifest.newest(self.path)
+            for remark in remarks:
+                print(f"skipped: {remark}", file=sys.stderr)
+        if newest is None and named is not None:
+            newest = named, manifest.verify(named)
+        if newest is None:
+            self._check_restart(status, resume_from, overwrite=overwrite)
+            return None
+        source, content = newest
+        check_same_run(content["run"], run, source)
+        print(f"resuming from {source}, after update {content['update']}", flush=True)
+        for name in LONGER_FLAGS:
+            if content["run"][name] != run[name]:
+                print(
+                    f"{name} was {content['run'][name]} and is {run[name]} now: from here on the "
+                    "learning rate follows the longer schedule"
+                )
+        return source
+
+    def _check_restart(
+        self, status: Mapping[str, Any], resume_from: str | None, *, overwrite: bool
+    ) -> None:
+        """Say that a run starts from the beginning; refuse where that would lose its results."""
+        if overwrite:
+            return
+        if status.get("status") == "finished":
+            raise InputError(
+                f"--output_dir {self.path} holds a finished run without its checkpoints, which "
+                "would train anew and replace its results: choose another folder, or give "
+                "--overwrite_output_dir"
+            )
+        if resume_from or (self.path / CONFIG_FILE).exists():
+            print(f"no checkpoint in {self.path}: starting from the beginning")
+
+    def check_shared(self) -> None:
+        """Check that this machine sees the folder that the main process has just claimed.
+
+        Raises:
+            InputError: it does not.
+        """
+        if not (self.path / CONFIG_FILE).exists():
+            raise InputError(
+                f"--output_dir {self.path} is not shared by all machines: give a folder that is"
+            )
+
+    def write_status(self, status: str, update: int, **more: str) -> None:
+        """Write how the run stands: running, preempted (run it again), finished or failed.
+
+        For batch scripts, as not every launcher passes on an exit status.
+        """
+        content = {"status": status, "update": update, "started_by": _started_by(), **more}
+        write_json(self.path / STATUS_FILE, content)
+
+
+class FolderLock:
+    """Keeps an output folder to one run, until it is released or its process ends.
+
+    The lock file holds the name of the process, for the message to the next one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / LOCK_FILE
+        self.lock = filelock.FileLock(self.path, poll_interval=0.5, fallback_to_soft=False)
+
+    def acquire(self, *, seconds: float) -> None:
+        """Create and lock the folder, waiting up to `seconds` for a process that holds it.
+
+        Raises:
+            InputError: another process holds it, or it cannot be written.
+        """
+        if self.lock.is_locked:
+            return
+        with writing(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire(timeout=seconds)
+            except filelock.Timeout as error:
+                holder = self.path.read_text(encoding="utf-8").strip()
+                raise InputError(
+                    f"--output_dir {self.folder} is in use by another run ({holder}): wait for it, "
+                    "stop it, or choose another folder"
+                ) from error
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                print(f"{self.path} cannot be locked: start one run at a time", file=sys.stderr)
+                return
+            # In place: a new file would not be the one that is locked.
+            self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+
+    def release(self) -> None:
+        """Let the next run have the folder."""
+        self.lock.release()
+
+
+def _started_by() -> str | None:
+    """Identify the job or launch that started this process; None without Slurm and torchrun."""
+    job, launch = (os.environ.get(name) for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"))
+    if job is None and launch is None:
+        return None
+    # Other launches may have the same ID; the launcher of this one survives its restarts.
+    return job or f"{launch} {socket.gethostname()} {os.getppid()}"
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return the contents of status.json; empty if the folder is not that of a run."""
+    try:
+        content = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "status" in content else {}
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of the run in a folder; None if there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {error}; choose another folder") from error
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,147 @@
+"""The rules between flags, and the numbers that several flags make together."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib.errors import InputError
+
+if TYPE_CHECKING:
+    from lib.cli.config import TrainConfig
+
+DEFAULT_TRAIN_BATCH_SIZE = 32
+FILE_FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+def check_rules(config: "TrainConfig") -> None:
+    """Check the flags against each other, and the paths among them.
+
+    Raises:
+        InputError: two flags contradict each other, or a path cannot be used.
+    """
+    _check_files(config)
+    _check_folders(config)
+    _check_updates(config)
+    if "none" in config.report_to and len(config.report_to) > 1:
+        raise InputError(f"--report_to {' '.join(config.report_to)}: none stands alone")
+    if len(config.text_columns) > 2:
+        raise InputError(
+            f"--text_columns takes one or two names, got {len(config.text_columns)}: "
+            f"{', '.join(config.text_columns)}"
+        )
+
+
+def _check_files(config: "TrainConfig") -> None:
+    names = ("train_file", "validation_file", "test_file")
+    files = {name: value for name in names if (value := getattr(config, name)) is not None}
+    if files and config.train_file is None:
+        given = " and ".join(f"--{name}" for name in files)
+        raise InputError(f"{given} without --train_file: give the training rows as a file too")
+    if config.train_file is not None and config.validation_file is None:
+        raise InputError(
+            "--train_file without --validation_file: a run chooses its best model on validation "
+            "rows; give some, cut from the training rows if need be"
+        )
+    for name, value in files.items():
+        _check_file(f"--{name}", Path(value))
+
+
+def _check_file(name: str, path: Path) -> None:
+    if path.suffix.lower() not in FILE_FORMATS:
+        raise InputError(
+            f"{name} {path}: its extension does not name a format; known: {', '.join(FILE_FORMATS)}"
+        )
+    if path.is_dir():
+        raise InputError(f"{name} {path} is a folder: give a file, or --dataset_name for a folder")
+    if not path.is_file():
+        raise InputError(f"{name} {path}: no such file (looked in {path.absolute().parent})")
+    if path.stat().st_size == 0:
+        raise InputError(f"{name} {path} is empty: it needs at least one row")
+
+
+def _check_folders(config: "TrainConfig") -> None:
+    for name in ("output_dir", "model_name_or_path", "dataset_name"):
+        if not getattr(config, name):
+            raise InputError(f"--{name} is empty: leave it out for the default")
+    asked = config.resume_from_checkpoint
+    if asked not in (None, "auto") and not (Path(asked) / "manifest.json").is_file():
+        raise InputError(
+            f"--resume_from_checkpoint {asked} is not a checkpoint of this script (it has no "
+            "manifest.json): give a step_N or epoch_N folder, or auto"
+        )
+    folder = Path(config.output_dir)
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(
+            f"--output_dir {folder} is a link to {folder.readlink()}, which does not exist: create "
+            "that folder, or choose another"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file: give a folder")
+
+
+def _check_updates(config: "TrainConfig") -> None:
+    steps = config.checkpointing_steps
+    if steps not in (None, "epoch") and not (steps.isdecimal() and int(steps) > 0):
+        raise InputError(
+            f"--checkpointing_steps must be a number of updates or 'epoch', got {steps!r}"
+        )
+    if config.lr_scheduler_type == "constant" and config.num_warmup_steps:
+        raise InputError(
+            "--lr_scheduler_type constant has no warm-up, got --num_warmup_steps "
+            f"{config.num_warmup_steps}: use constant_with_warmup"
+        )
+    if config.max_train_steps is not None:
+        num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, config.max_train_steps)
+
+
+def num_warmup_updates(num_warmup_steps: int | None, warmup_ratio: float, num_updates: int) -> int:
+    """Updates over which the learning rate rises: the count if given, else the ratio, rounded up.
+
+    Raises:
+        InputError: the count exceeds the updates of the run.
+    """
+    if num_warmup_steps is None:
+        return math.ceil(warmup_ratio * num_updates)
+    if num_warmup_steps > num_updates:
+        raise InputError(
+            f"--num_warmup_steps {num_warmup_steps} is more than the {num_updates} updates of this "
+            "run: the learning rate would never reach its peak"
+        )
+    return num_warmup_steps
+
+
+def resolve_batch_sizes(
+    train_batch_size: int | None,
+    per_device: int | None,
+    accumulation: int | None,
+    num_processes: int,
+) -> tuple[int, int]:
+    """Return the rows of a global batch, and the micro-batches a process accumulates for it.
+
+    Args: the three flags as given (None: not given), and the number of processes.
+
+    Raises:
+        InputError: the flags contradict each other; the message shows the arithmetic.
+    """
+    if train_batch_size is None and per_device is not None:
+        accumulation = accumulation or 1
+        return per_device * accumulation * num_processes, accumulation
+    rows = train_batch_size or DEFAULT_TRAIN_BATCH_SIZE
+    if per_device is None:
+        accumulation = accumulation or 1
+        if rows < accumulation * num_processes:
+            raise InputError(
+                f"--train_batch_size {rows} is less than {num_processes} processes x "
+                f"{accumulation} accumulated micro-batches = {accumulation * num_processes}: some "
+                "would get no row; use a larger batch or fewer processes"
+            )
+        return rows, accumulation
+    needed = -(-rows // (per_device * num_processes))
+    if accumulation is not None and accumulation != needed:
+        product = per_device * accumulation * num_processes
+        raise InputError(
+            f"--train_batch_size {rows} contradicts --per_device_train_batch_size {per_device} x "
+            f"--gradient_accumulation_steps {accumulation} x {num_processes} processes = {product}:"
+            f" {rows} rows need {needed} accumulated; leave one of the three out"
+        )
+    return rows, needed

@@ -1,0 +1,85 @@
+"""What has to happen before the slow imports, and how a run ends."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from lib.cli.config import TrainConfig
+from lib.cli.parsing import parse_arguments
+from lib.distributed.signals import ignore_stop_signals
+from lib.errors import TRY_AGAIN, InputError, LostProcessError, NonFiniteError, Preempted
+from lib.hub.reach import go_offline_if_unreachable
+
+
+def start(arguments: list[str]) -> TrainConfig:
+    """Read the command line, and prepare the environment that the libraries read when imported.
+
+    Args:
+        arguments: those of the process, in which a token is overwritten.
+
+    Raises:
+        SystemExit: with status 2 after one line, if the run cannot start.
+    """
+    with exit_status():
+        config = parse_arguments(arguments[1:])
+        hide_token(arguments)
+        go_offline_if_unreachable(
+            config.model_name_or_path,
+            config.model_revision,
+            config.dataset_name if config.train_file is None else None,
+        )
+    if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
+        # The gradient of the embeddings is new memory at every update: huge pages make a dozen
+        # page faults of thousands. PyTorch reads this when imported, and warns on other kernels.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train_mrpc: {header(config)}", flush=True)
+    return config
+
+
+def header(config: TrainConfig) -> str:
+    """Name the model, the data and the output folder: `bert-base-uncased on mrpc -> outputs/mrpc`.
+
+    Printed at once, as importing PyTorch and reading the model take seconds.
+    """
+    model = Path(config.model_name_or_path).name
+    data = Path(config.train_file or config.dataset_name).name
+    task = "" if config.train_file or config.demo else f" ({config.task_name or 'mrpc'})"
+    target = "dry run" if config.dry_run else config.output_dir
+    return f"{model} on {data}{task} -> {target}"
+
+
+@contextlib.contextmanager
+def exit_status() -> Iterator[None]:
+    """Turn the project's errors into one line and an exit status: 2, 1, or 75 after a signal.
+
+    Once the process group exists all ranks raise the same error, and rank 0 prints it. Before that
+    an error may concern one machine, and the first process of each prints it.
+
+    Raises:
+        SystemExit: instead of those errors.
+    """
+    try:
+        yield
+    except (InputError, NonFiniteError, LostProcessError, Preempted) as error:
+        distributed = sys.modules.get("torch.distributed")
+        grouped = distributed is not None and distributed.is_initialized()
+        stopped = isinstance(error, Preempted)
+        rank = os.environ.get("RANK" if grouped or stopped else "LOCAL_RANK", "0")
+        if int(rank) <= 0 or isinstance(error, LostProcessError):
+            kind = "" if stopped else "error: "
+            print(f"train_mrpc.py: {kind}{error}", file=sys.stderr, flush=True)
+        ignore_stop_signals()
+        sys.exit(TRY_AGAIN if stopped else 2 if isinstance(error, InputError) else 1)
+
+
+def hide_token(arguments: list[str]) -> None:
+    """Overwrite the value of --hub_token in `sys.argv`, which wandb and the manifest record."""
+    for position, word in enumerate(arguments):
+        name, equals, _ = word.replace("-", "_").partition("=")
+        if name == "__hub_token" and equals:
+            arguments[position] = "--hub_token=***"
+        elif name == "__hub_token" and position + 1 < len(arguments):
+            arguments[position + 1] = "***"

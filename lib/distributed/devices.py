@@ -1,0 +1,39 @@
+"""The device of a process, and the precision that the model runs in."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()} ({torch.get_num_threads()} threads)"
+
+
+def precision(accelerator: Accelerator) -> str:
+    """Return the precision that the model really runs in; Accelerate runs fp16 on CPUs as fp32."""
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        return "no"
+    return str(accelerator.mixed_precision)
+
+
+def degradations(accelerator: Accelerator) -> list[str]:
+    """Return a line for each thing that this run does less well than it was asked to, or could.
+
+    On a machine without a GPU, `accelerate launch` sets OMP_NUM_THREADS=1 if it is given neither
+    a configuration file with `use_cpu` nor a number of threads.
+    """
+    lines = []
+    if precision(accelerator) != accelerator.mixed_precision:
+        lines.append("CPUs have no fp16: training in fp32")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+    if alone and torch.get_num_threads() == 1 and (cores or 1) > 1:
+        lines.append(
+            f"training with 1 thread on {cores} cores: give accelerate launch --config_file "
+            "accelerate_configs/cpu.yaml or --num_cpu_threads_per_process"
+        )
+    return lines

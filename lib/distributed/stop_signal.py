@@ -1,0 +1,63 @@
+"""A decision of all processes to stop, once one of them received a signal."""
+
+import signal
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from lib.distributed.signals import Signals
+from lib.errors import Preempted
+
+
+class StopSignal:
+    """Asks all processes, at the same points of the run, whether one of them was told to stop.
+
+    A check costs one reduction of one number between CPUs (gloo). On CPUs it is waited for. On
+    accelerators it overlaps with the computation and the next check reads the answer, so that
+    neither the device waits, nor one process for another.
+    """
+
+    def __init__(self, signals: Signals, accelerator: Accelerator) -> None:
+        self.signals = signals
+        self.accelerator = accelerator
+        self.alone = accelerator.num_processes == 1
+        self.on_tpu = accelerator.distributed_type == DistributedType.XLA
+        self.waits = accelerator.device.type == "cpu"
+        if not self.alone and not self.on_tpu:
+            # Own group: a reduction of gradients may be in flight on the default one.
+            self.group = torch.distributed.new_group(backend="gloo")
+        self.flag = torch.zeros(1, dtype=torch.int64)
+        self.work: torch.distributed.Work | None = None
+
+    def check(self) -> None:
+        """Return, or raise on all processes.
+
+        Raises:
+            Preempted: one of the processes was told to stop.
+        """
+        number = self._reduced()
+        if number:
+            raise Preempted(signal.Signals(number).name)
+
+    def _reduced(self) -> int:
+        """The number of a signal that any of the processes received; 0 for none."""
+        own = int(self.signals.received or 0)
+        if self.alone:
+            return own
+        if self.on_tpu:
+            number = torch.tensor([own], device=self.accelerator.device)
+            return int(self.accelerator.gather(number).max())
+        answer = 0 if self.waits else self._answer()
+        self.flag.fill_(own)
+        self.work = torch.distributed.all_reduce(
+            self.flag, torch.distributed.ReduceOp.MAX, group=self.group, async_op=True
+        )
+        return self._answer() if self.waits else answer
+
+    def _answer(self) -> int:
+        if self.work is None:
+            return 0
+        self.work.wait()
+        return int(self.flag)
