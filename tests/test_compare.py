@@ -14,7 +14,6 @@ from lib.cli.parsing import parse_arguments
 from lib.compare.__main__ import main
 from lib.compare.significance import (
     compare,
-    resampled_scores,
     score_covariances,
     standard_error_of_share,
     summarise,
@@ -388,30 +387,6 @@ def test_nothing_heavy_is_imported(sets):
 # ---------------------------------------------------------------------------- statistics
 
 
-@pytest.mark.filterwarnings("ignore:A single label was found")
-@pytest.mark.parametrize(
-    "names",
-    [["accuracy", "f1"], ["matthews_correlation"], ["pearson", "spearmanr"]],
-    ids="+".join,
-)
-def test_scores_of_resamples_are_those_of_the_rows_repeated(names):
-    generator = np.random.default_rng(0)
-    references = generator.integers(2, size=12)
-    predictions = generator.integers(2, size=(4, 12))
-    predictions[0] = 1  # a run that has collapsed
-    if "pearson" in names:
-        references = generator.random(12).round(1)  # with ties
-        predictions = np.stack([references + generator.random(12).round(1), np.full(12, 0.1)])
-    counts = generator.multinomial(12, np.full(12, 1 / 12), size=20)
-    counts[0] = 12 * (np.arange(12) == 3)  # one row, twelve times
-    scores = resampled_scores(names, predictions, references, counts)
-    for resample, count in enumerate(counts):
-        rows = np.repeat(np.arange(12), count)
-        for run, values in enumerate(predictions):
-            for name, score in metrics.compute(names, values[rows], references[rows]).items():
-                assert scores[name][resample, run] == pytest.approx(score, abs=1e-9), name
-
-
 def test_covariances_over_rows_are_those_of_means():
     # Accuracy is a mean, so its covariance over samples is that of the rows over their number.
     generator = np.random.default_rng(0)
@@ -494,7 +469,7 @@ def simulated(generator, sizes, *, seeds, rows, recipes, better=0.0):
         names, predictions, labels, seed=int(generator.integers(2**32)), num_resamples=200
     )["combined_score"]
     ones = np.ones((1, NUM_ROWS))
-    scores = resampled_scores(names, predictions, labels, ones)["combined_score"][0]
+    scores = metrics.resampled_scores(names, predictions, labels, ones)["combined_score"][0]
     return compare(scores[: sizes[0]], scores[sizes[0] :], covariance).distinguishable
 
 

@@ -1,24 +1,36 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import sklearn.metrics
 import torch
+from conftest import ROOT
 
+from lib.data.tasks import TASKS
 from lib.training.metrics import (
+    METRICS,
     best_metric_name,
+    bootstrap_scores,
     collapsed_class,
     compute,
     confidence_intervals,
+    display_name,
     glue_metric,
     has_labels,
     mean_loss,
     predictions_of,
     probabilities_of,
+    resampled_scores,
+    row_losses,
+    score_range,
 )
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(2, size=408)
-ANSWERS = np.where(RNG.random(408) < 0.8, LABELS, 1 - LABELS)
+PREDICTIONS = np.where(RNG.random(408) < 0.8, LABELS, 1 - LABELS)
 
 
 def test_scores_by_hand():
@@ -29,20 +41,79 @@ def test_scores_by_hand():
     assert scores["combined_score"] == pytest.approx((3 / 5 + 2 / 3) / 2)
 
 
-def test_scores_equal_scikit_learn():
-    scores = compute(["accuracy", "f1", "matthews_correlation"], ANSWERS, LABELS)
-    assert scores["accuracy"] == sklearn.metrics.accuracy_score(LABELS, ANSWERS)
-    assert scores["f1"] == sklearn.metrics.f1_score(LABELS, ANSWERS)
-    assert scores["matthews_correlation"] == sklearn.metrics.matthews_corrcoef(LABELS, ANSWERS)
+def reference_score(name, predictions, references):
+    """The score by scikit-learn or SciPy; 0 for a correlation with a constant."""
+    if name == "accuracy":
+        return sklearn.metrics.accuracy_score(references, predictions)
+    if name == "f1":
+        return sklearn.metrics.f1_score(
+            references, predictions, labels=[1], average="macro", zero_division=0
+        )
+    if name == "matthews_correlation":
+        return sklearn.metrics.matthews_corrcoef(references, predictions)
+    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        return 0.0
+    correlation = {"pearson": scipy.stats.pearsonr, "spearmanr": scipy.stats.spearmanr}[name]
+    return correlation(predictions, references).statistic
 
 
-def test_correlations_equal_scipy_and_a_constant_has_none():
-    scores, truth = RNG.random(50), RNG.random(50)
-    computed = compute(["pearson", "spearmanr"], scores, truth)
-    assert computed["pearson"] == pytest.approx(np.corrcoef(scores, truth)[0, 1])
-    ranks = scipy.stats.rankdata(scores), scipy.stats.rankdata(truth)
-    assert computed["spearmanr"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    assert compute(["pearson"], np.ones(50), truth) == {"pearson": 0.0}
+@pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes")
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews_correlation"])
+def test_scores_of_classes_equal_scikit_learn_to_the_last_bit(name, num_classes):
+    for size in (1, 2, 30, 408):
+        references = RNG.integers(num_classes, size=size)
+        right = RNG.random(size) < 0.6
+        predictions = np.where(right, references, RNG.integers(num_classes, size=size))
+        expected = reference_score(name, predictions, references)
+        assert compute([name], predictions, references) == {name: expected}
+
+
+@pytest.mark.parametrize("kind", ["distinct", "with ties", "far from 0", "float32"])
+@pytest.mark.parametrize("name", ["pearson", "spearmanr"])
+def test_correlations_equal_scipy(name, kind):
+    references = RNG.random(200)
+    predictions = references + RNG.random(200)
+    if kind == "with ties":
+        predictions, references = predictions.round(1), references.round(1)
+    if kind == "far from 0":
+        predictions, references = predictions + 1e4, references - 1e4
+    if kind == "float32":
+        # SciPy gets the same numbers in float64: its own float32 has seven digits.
+        predictions, references = predictions.astype(np.float32), references.astype(np.float32)
+    expected = reference_score(name, predictions.astype(float), references.astype(float))
+    assert compute([name], predictions, references)[name] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearmanr"])
+def test_a_correlation_with_a_constant_is_0_and_with_nan_is_nan(name):
+    truth = RNG.random(50)
+    for constant in (0.0, 0.1, 1e6 + 0.1):
+        assert compute([name], np.full(50, constant), truth) == {name: 0.0}
+        assert compute([name], truth, np.full(50, constant)) == {name: 0.0}
+    assert np.isnan(compute([name], np.where(truth > 0.5, truth, np.nan), truth)[name])
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_of_resamples_are_those_of_the_rows_repeated(name):
+    """Several runs and resamples at once, against the library's score of each."""
+    generator = np.random.default_rng(0)
+    references = generator.integers(2, size=12)
+    predictions = generator.integers(2, size=(4, 12))
+    predictions[0] = 1  # a run that has collapsed
+    if name in ("pearson", "spearmanr"):
+        references = generator.random(12).round(1)  # with ties
+        predictions = np.stack([references + generator.random(12).round(1), np.full(12, 0.1)])
+    counts = generator.multinomial(12, np.full(12, 1 / 12), size=20)
+    counts[0] = 12 * (np.arange(12) == 3)  # one row, twelve times
+    scores = resampled_scores([name], predictions, references, counts)[name]
+    assert scores.shape == (20, len(predictions))
+    for resample, count in enumerate(counts):
+        rows = np.repeat(np.arange(12), count)
+        for run, values in enumerate(predictions):
+            expected = reference_score(name, values[rows], references[rows])
+            assert scores[resample, run] == pytest.approx(expected, abs=1e-12)
 
 
 def test_nothing_predicted_as_class_1_gives_f1_of_0():
@@ -54,9 +125,48 @@ def test_the_metric_is_one_of_evaluate():
 
     metric = glue_metric(["accuracy", "f1"], regression=False)
     assert isinstance(metric, evaluate.Metric)
-    assert metric.compute(predictions=ANSWERS, references=LABELS) == compute(
-        ["accuracy", "f1"], ANSWERS, LABELS
+    assert metric.compute(predictions=PREDICTIONS, references=LABELS) == compute(
+        ["accuracy", "f1"], PREDICTIONS, LABELS
     )
+
+
+def test_evaluate_is_imported_without_pipelines_and_statistics():
+    """A fresh process, as `evaluate` may be loaded in this one. What it hides comes back."""
+    code = """
+import sys
+import transformers
+from lib.training.metrics import glue_metric
+
+metric = glue_metric(["accuracy", "f1"], regression=False)
+assert metric.compute(predictions=[1, 1, 0], references=[1, 0, 0])["accuracy"] == 2 / 3
+assert not {"transformers.pipelines", "scipy.stats", "sklearn"} & set(sys.modules)
+assert sys.modules["transformers"] is transformers
+
+import evaluate
+import scipy.stats
+from transformers import pipeline
+
+glue_metric(["accuracy"], regression=False)
+assert sys.modules["evaluate"] is evaluate
+assert sys.modules["scipy.stats"] is scipy.stats
+assert "transformers.pipelines" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_loaded_modules_stay_where_evaluate_is_imported_later():
+    code = """
+import sys
+import scipy.stats
+from lib.training.metrics import glue_metric
+
+glue_metric(["accuracy"], regression=False)
+assert sys.modules["scipy.stats"] is scipy.stats
+assert None not in sys.modules.values()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_glue_scores_a_task_by_the_mean_of_its_metrics():
@@ -64,12 +174,49 @@ def test_glue_scores_a_task_by_the_mean_of_its_metrics():
     assert best_metric_name(["matthews_correlation"]) == "matthews_correlation"
 
 
+def test_ranges_of_scores():
+    assert score_range("f1", ["accuracy", "f1"]) == (0, 1)
+    assert score_range("combined_score", ["accuracy", "f1"]) == (0, 1)
+    assert score_range("matthews_correlation", ["matthews_correlation"]) == (-1, 1)
+    assert score_range("combined_score", ["pearson", "spearmanr"]) == (-1, 1)
+    for task in TASKS.values():  # the worst and the best predictions reach the ends
+        for name in task.metrics:
+            truth = np.array([0, 0, 1, 1])
+            worst, best = (compute([name], answer, truth)[name] for answer in (1 - truth, truth))
+            assert (worst, best) == pytest.approx(score_range(name, task.metrics))
+
+
+def test_f1_is_displayed_with_its_class():
+    assert display_name("f1", ("no", "yes")) == "f1 of 'yes'"
+    assert display_name("accuracy", ("no", "yes")) == "accuracy"
+    assert display_name("pearson", ()) == "pearson"
+
+
 def test_interval_of_accuracy_is_that_of_the_binomial():
-    low, high = confidence_intervals(["accuracy"], ANSWERS, LABELS, seed=0)["accuracy"]
-    share = np.mean(ANSWERS == LABELS)
+    low, high = confidence_intervals(["accuracy"], PREDICTIONS, LABELS, seed=0)["accuracy"]
+    share = np.mean(PREDICTIONS == LABELS)
     error = 1.96 * np.sqrt(share * (1 - share) / 408)
     assert low == pytest.approx(share - error, abs=0.01)
     assert high == pytest.approx(share + error, abs=0.01)
+
+
+def test_intervals_are_percentiles_of_scores_of_drawn_rows():
+    """One resample at a time, by scikit-learn."""
+    generator = np.random.default_rng(5)
+    scores = []
+    for _ in range(50):
+        rows = generator.integers(408, size=408)
+        scores.append(sklearn.metrics.f1_score(LABELS[rows], PREDICTIONS[rows]))
+    found = confidence_intervals(["f1"], PREDICTIONS, LABELS, seed=5, num_resamples=50)
+    assert found == {"f1": tuple(np.percentile(scores, [2.5, 97.5]))}
+
+
+def test_resamples_in_chunks_are_those_at_once(monkeypatch):
+    runs = np.stack([PREDICTIONS, LABELS])
+    at_once = bootstrap_scores(["f1"], runs, LABELS, seed=0, num_resamples=7)
+    monkeypatch.setattr("lib.training.metrics.CHUNK_SIZE", 3 * 408)
+    in_chunks = bootstrap_scores(["f1"], runs, LABELS, seed=0, num_resamples=7)
+    assert at_once["f1"].tolist() == in_chunks["f1"].tolist()
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -77,9 +224,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     for trial in range(100):
         rng = np.random.default_rng(trial)
         truth = rng.integers(2, size=200)
-        answers = np.where(rng.random(200) < 0.85, truth, 1 - truth)
+        predictions = np.where(rng.random(200) < 0.85, truth, 1 - truth)
         low, high = confidence_intervals(
-            ["accuracy"], answers, truth, seed=trial, num_resamples=200
+            ["accuracy"], predictions, truth, seed=trial, num_resamples=200
         )["accuracy"]
         held += low <= 0.85 <= high
     assert 86 <= held <= 100  # 95 expected; below 86 has a chance of 1 in 3,000
@@ -93,18 +240,30 @@ def test_loss_equals_torch():
     assert mean_loss(np.array([[1.0], [3.0]]), np.array([2.0, 5.0])) == pytest.approx(2.5)
 
 
-def test_answers_and_probabilities():
+def test_probabilities_and_losses_equal_scipy_to_the_last_bit():
+    for num_classes in (2, 3, 7):
+        logits = (RNG.normal(size=(500, num_classes)) * 9).astype(np.float32)
+        labels = RNG.integers(num_classes, size=500)
+        exact = logits.astype(np.float64)
+        expected = -scipy.special.log_softmax(exact, axis=1)[np.arange(500), labels]
+        assert probabilities_of(logits).tolist() == scipy.special.softmax(exact, axis=1).tolist()
+        assert row_losses(logits, labels).tolist() == expected.tolist()
+    assert probabilities_of(np.array([[1e4, 0.0]])).tolist() == [[1.0, 0.0]]
+    assert row_losses(np.array([[1e4, 0.0]]), np.array([1])).tolist() == [1e4]
+
+
+def test_predictions_and_probabilities():
     logits = np.array([[0.0, np.log(3)], [5.0, 5.0]])
     assert predictions_of(logits).tolist() == [1, 0]
     assert probabilities_of(logits)[0].tolist() == pytest.approx([0.25, 0.75])
     assert predictions_of(np.array([[2.5]])).tolist() == [2.5]
 
 
-def test_a_classifier_that_says_one_thing_is_found_out():
+def test_a_single_predicted_class_is_a_collapse():
     assert collapsed_class(np.array([1, 1, 1])) == 1
     assert collapsed_class(np.array([1, 0, 1])) is None
 
 
-def test_withheld_labels_are_no_labels():
+def test_withheld_labels_do_not_count_as_labels():
     assert has_labels(np.array([0, 1]))
     assert not has_labels(np.array([-100, -100]))

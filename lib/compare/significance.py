@@ -7,12 +7,14 @@ assessment of diagnostic tests, where the theory comes from.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.special
 from numpy.typing import NDArray
+
+from lib.training.metrics import bootstrap_scores
 
 Array = NDArray[Any]
 
@@ -22,10 +24,6 @@ NUM_RESAMPLES = 10_000
 # With two runs the estimated variance has one degree of freedom, and where there is no difference
 # the test says "different" in up to 6% of the cases.
 FEWEST_RUNS = 3
-
-# Counts of a bootstrap that are worked on at a time: as many as a cache holds, which is several
-# times as fast as all at once.
-CELLS = 250_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,119 +145,17 @@ def score_covariances(
     seed: int,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Array]:
-    """How the scores of runs vary together over samples of rows, by a bootstrap.
-
-    Each resample takes the same rows of all runs.
+    """Covariances of the scores of runs over samples of rows, by a bootstrap.
 
     Args:
-        names: of metrics, as in `lib.metrics.METRICS`.
+        names: of metrics, as in `metrics.METRICS`.
         predictions: (runs, rows) class numbers, or scores for a regression.
         references: (rows,) labels.
 
     Returns:
         (runs, runs) for each metric, and for `combined_score` if there are several.
     """
-    num_rows = len(references)
-    generator = np.random.default_rng(seed)
-    chunks = []
-    for first in range(0, num_resamples, max(1, CELLS // num_rows)):
-        number = min(num_resamples - first, max(1, CELLS // num_rows))
-        rows = generator.integers(num_rows, size=(number, num_rows))
-        rows += num_rows * np.arange(number)[:, None]
-        counts = np.bincount(rows.ravel(), minlength=number * num_rows).reshape(number, num_rows)
-        chunks.append(resampled_scores(names, predictions, references, counts))
-    return {
-        name: np.atleast_2d(np.cov(np.concatenate([chunk[name] for chunk in chunks]), rowvar=False))
-        for name in chunks[0]
-    }
-
-
-def resampled_scores(
-    names: Sequence[str], predictions: Array, references: Array, counts: Array
-) -> dict[str, Array]:
-    """`lib.metrics.compute` of many resamples and runs at once.
-
-    Args:
-        predictions: (runs, rows).
-        references: (rows,).
-        counts: (resamples, rows), how often each row occurs in each resample.
-
-    Returns:
-        (resamples, runs) for each metric.
-    """
-    # Products of floats are BLAS's, those of integers are not.
-    counts = counts.astype(np.float64)
-    scores = {name: SCORES[name](predictions, references, counts) for name in names}
-    if len(scores) > 1:
-        scores["combined_score"] = np.mean(list(scores.values()), axis=0)
-    return scores
-
-
-def _accuracy(predictions: Array, references: Array, counts: Array) -> Array:
-    right = (predictions == references).astype(np.float64)
-    return np.asarray(counts @ right.T / counts.sum(axis=1, keepdims=True))
-
-
-def _f1(predictions: Array, references: Array, counts: Array) -> Array:
-    predicted, labelled = predictions == 1, references == 1
-    both = counts @ (predicted & labelled).T
-    return _ratio(2 * both, counts @ predicted.T + (counts @ labelled)[:, None])
-
-
-def _pearson(predictions: Array, references: Array, counts: Array) -> Array:
-    """Also Matthews' correlation of classes 0 and 1, which is Pearson's of their numbers."""
-    share = counts / counts.sum(axis=1, keepdims=True)
-    runs = (predictions - predictions.mean(axis=1, keepdims=True)).T
-    labels = (references - references.mean())[:, None]
-    mean_runs, mean_labels = share @ runs, share @ labels
-    products = share @ (runs * labels) - mean_runs * mean_labels
-    return _ratio(
-        products,
-        np.sqrt(_variance(share @ runs**2, mean_runs) * _variance(share @ labels**2, mean_labels)),
+    scores = bootstrap_scores(
+        names, predictions, references, seed=seed, num_resamples=num_resamples
     )
-
-
-def _variance(mean_of_squares: Array, mean: Array) -> Array:
-    """Exactly 0 for a constant, of which rounding errors are left."""
-    variance = mean_of_squares - mean**2
-    return np.where(variance > 1e-12 * mean_of_squares, variance, 0.0)
-
-
-def _spearman(predictions: Array, references: Array, counts: Array) -> Array:
-    def product(one: Array, other: Array) -> Array:
-        return np.asarray(np.einsum("kr,kr->k", one, other))
-
-    labels = _centred_ranks(references, counts)
-    weighted = counts * labels
-    of_labels = product(weighted, labels)
-    columns = []
-    for run in predictions:
-        ranks = _centred_ranks(run, counts)
-        columns.append(
-            _ratio(product(weighted, ranks), np.sqrt(of_labels * product(counts * ranks, ranks)))
-        )
-    return np.stack(columns, axis=1)
-
-
-def _centred_ranks(values: Array, counts: Array) -> Array:
-    """(resamples, rows) ranks within each resample, minus their mean; ties share a mean rank."""
-    distinct, group = np.unique(values, return_inverse=True)
-    order = np.argsort(values, kind="stable")
-    starts = np.searchsorted(values[order], distinct)
-    sizes = np.add.reduceat(counts.take(order, axis=1), starts, axis=1)
-    ranks = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
-    return np.asarray((ranks - (counts[0].sum() + 1) / 2).take(group, axis=1))
-
-
-def _ratio(numerator: Array, denominator: Array) -> Array:
-    """0 where it is not defined, as in `lib.metrics`."""
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
-
-
-SCORES: dict[str, Callable[[Array, Array, Array], Array]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews_correlation": _pearson,
-    "pearson": _pearson,
-    "spearmanr": _spearman,
-}
+    return {name: np.atleast_2d(np.cov(values, rowvar=False)) for name, values in scores.items()}

@@ -1,4 +1,4 @@
-"""One pass over a loader: every row's logits exactly once, on any number of processes."""
+"""Evaluate a model on a split: every row exactly once, on any number of processes."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from lib.training import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The model's answers for a split, in the order of its rows.
+    """The model's logits for a split, in the order of its rows.
 
     `logits` is (rows, classes) in float32 and `labels` (rows,).
     """
@@ -33,11 +33,11 @@ def predict(
     accelerator: Accelerator,
     between_batches: Callable[[], None],
 ) -> Predictions:
-    """Logits and labels of every row of `loader`, on every process.
+    """Predict every row of `loader` and return all rows on every process.
 
-    Each process collects its own rows; they meet in one gather at the end, where filling rows
-    (row number -1) are dropped by their number. `gather_for_metrics` would keep them. Leaves the
-    model in evaluation mode.
+    Each process collects its own rows. One gather at the end joins them and drops padding rows,
+    whose row number is -1; `gather_for_metrics` would keep them. Leaves the model in evaluation
+    mode.
     """
     model.eval()
     rows, logits, labels = [], [], []
@@ -46,9 +46,9 @@ def predict(
         rows.append(batch.pop("row"))
         labels.append(batch.pop("labels"))
         with accelerator.autocast():
-            # A copy: CUDA graphs write the next batch's answer to the same place.
+            # Copy: CUDA graphs write the logits of the next batch to the same memory.
             logits.append(model(**batch).logits.to(torch.float32, copy=True))
-    # Collectives need the same shape everywhere: pad to the most rows that any process has.
+    # Collectives need the same shape on all processes: pad to the largest number of rows.
     gathered = [
         accelerator.gather(pad_across_processes(torch.cat(parts), pad_index=-1)).cpu().numpy()
         for parts in (rows, logits, labels)
@@ -62,22 +62,20 @@ def predict(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The task's metrics and `loss` on a split, and the one class predicted for all rows if so."""
+    """The task's metrics and `loss` on a split, and the class if all rows are predicted as one."""
 
     scores: dict[str, float]
     collapsed_to: str | None
 
     def __str__(self) -> str:
-        words = str({name: round(score, 4) for name, score in self.scores.items()})
+        text = str({name: round(score, 4) for name, score in self.scores.items()})
         if self.collapsed_to is not None:
-            words += (
-                f" (every row is predicted as {self.collapsed_to!r}: it has not learned to tell)"
-            )
-        return words
+            text += f" (every row is predicted as {self.collapsed_to!r}: the model has collapsed)"
+        return text
 
 
 def score(predictions: Predictions, task: Task) -> Evaluation:
-    """The task's own metrics, through its `evaluate.Metric`, and the mean loss."""
+    """Compute the task's metrics, through its `evaluate.Metric`, and the mean loss."""
     answers = metrics.predictions_of(predictions.logits)
     scores = metrics.glue_metric(task.metrics, regression=not task.labels).compute(
         predictions=answers, references=predictions.labels
@@ -96,7 +94,7 @@ def evaluate(
     task: Task,
     between_batches: Callable[[], None],
 ) -> Evaluation:
-    """Predict and score a split; the main process computes, all get the result."""
+    """Predict and score a split; the main process computes the scores, all get them."""
     predictions = predict(model, loader, accelerator, between_batches)
     result = [score(predictions, task) if accelerator.is_main_process else None]
     evaluated: Evaluation = broadcast_object_list(result)[0]

@@ -1,17 +1,16 @@
 """GLUE's metrics as an `evaluate.Metric` of this project, and their confidence intervals.
 
-`evaluate.load("glue", ...)` would download a script and execute it; this downloads nothing.
+The metrics are computed for many runs and many samples of rows at once; one run on all rows is a
+special case. `evaluate.load("glue", ...)` would download a script and execute it.
 """
 
+import importlib
+import sys
 import tempfile
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.special
-import scipy.stats
-import sklearn.metrics
 from numpy.typing import NDArray
 
 from lib.data.tasks import IGNORED
@@ -24,93 +23,170 @@ Array = NDArray[Any]
 NUM_RESAMPLES = 1000
 NUM_CALIBRATION_BINS = 15
 
+# What the evaluators of `evaluate` import and can do without, and no metric needs.
+EVALUATOR_IMPORTS = ("transformers.pipelines", "scipy.stats")
 
-def _f1(predictions: Array, references: Array) -> float:
-    """F1 of class 1; 0 where nothing is predicted or labelled so."""
-    return float(sklearn.metrics.f1_score(references, predictions, zero_division=0))
-
-
-def _correlation(function: Any) -> Any:
-    def correlation(predictions: Array, references: Array) -> float:
-        """0 for a constant, whose correlation is not defined."""
-        if np.ptp(predictions) == 0 or np.ptp(references) == 0:
-            return 0.0
-        return float(function(predictions, references).statistic)
-
-    return correlation
+# Resamples x rows that are scored at a time. These fit into the processor's cache, which is
+# several times faster than scoring all at once.
+CHUNK_SIZE = 250_000
 
 
-def _matthews(predictions: Array, references: Array) -> float:
-    """0 where one of them is constant, as scikit-learn has it."""
-    with warnings.catch_warnings():
-        # One for each of a thousand resamples whose rows are all of one class.
-        warnings.filterwarnings("ignore", "A single label was found", UserWarning)
-        return float(sklearn.metrics.matthews_corrcoef(references, predictions))
+def _accuracy(predictions: Array, references: Array, counts: Array) -> Array:
+    correct = counts @ (predictions == references).T
+    return np.asarray(correct / counts.sum(axis=1, keepdims=True))
 
 
-# Names as in the GLUE metric of `evaluate`.
-METRICS = {
-    "accuracy": lambda predictions, references: float(np.mean(predictions == references)),
+def _f1(predictions: Array, references: Array, counts: Array) -> Array:
+    """F1 of class 1; 0 if no row is predicted or labeled as class 1."""
+    predicted, labeled = predictions == 1, references == 1
+    true_positives = counts @ (predicted & labeled).T
+    return _ratio(2 * true_positives, counts @ predicted.T + (counts @ labeled)[:, None])
+
+
+def _matthews(predictions: Array, references: Array, counts: Array) -> Array:
+    """Matthews' correlation of two or more classes; 0 if all predictions or labels are the same.
+
+    Source: Gorodkin (2004), Computational Biology and Chemistry 28(5-6), as in scikit-learn.
+    """
+    num_rows = counts.sum(axis=1, keepdims=True)
+    correct = counts @ (predictions == references).T
+    products: Array | float = 0.0
+    squares_predicted: Array | float = 0.0
+    squares_labeled: Array | float = 0.0
+    for number in np.union1d(predictions, references):
+        predicted = counts @ (predictions == number).T
+        labeled = counts @ (references == number)[:, None]
+        products += predicted * labeled
+        squares_predicted += predicted**2
+        squares_labeled += labeled**2
+    return _ratio(
+        correct * num_rows - products,
+        np.sqrt((num_rows**2 - squares_predicted) * (num_rows**2 - squares_labeled)),
+    )
+
+
+def _pearson(predictions: Array, references: Array, counts: Array) -> Array:
+    """Pearson's correlation; 0 if all predictions or labels are the same."""
+    predictions, references = predictions.astype(np.float64), references.astype(np.float64)
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    x = (predictions - predictions.mean(axis=1, keepdims=True)).T
+    y = (references - references.mean())[:, None]
+    mean_x, mean_y = weights @ x, weights @ y
+    variances = _variance(weights @ x**2, mean_x) * _variance(weights @ y**2, mean_y)
+    return _ratio(weights @ (x * y) - mean_x * mean_y, np.sqrt(variances))
+
+
+def _variance(mean_of_squares: Array, mean: Array) -> Array:
+    """Variance from its moments; exactly 0 for a constant, where rounding errors would be left."""
+    variance = mean_of_squares - mean**2
+    return np.where(variance <= 1e-12 * mean_of_squares, 0.0, variance)
+
+
+def _spearman(predictions: Array, references: Array, counts: Array) -> Array:
+    """Spearman's correlation; 0 if all predictions or labels are the same."""
+
+    def product(a: Array, b: Array) -> Array:
+        return np.asarray(np.einsum("kr,kr->k", a, b))
+
+    labels = _centered_ranks(references, counts)
+    weighted_labels = counts * labels
+    squares_of_labels = product(weighted_labels, labels)
+    columns = []
+    for run in predictions:
+        ranks = _centered_ranks(run, counts)
+        squares = squares_of_labels * product(counts * ranks, ranks)
+        columns.append(_ratio(product(weighted_labels, ranks), np.sqrt(squares)))
+    return np.stack(columns, axis=1)
+
+
+def _centered_ranks(values: Array, counts: Array) -> Array:
+    """(resamples, rows) ranks within each resample minus their mean; ties share the mean rank."""
+    distinct, group = np.unique(values, return_inverse=True)
+    order = np.argsort(values, kind="stable")
+    starts = np.searchsorted(values[order], distinct)
+    sizes = np.add.reduceat(counts.take(order, axis=1), starts, axis=1)
+    ranks = np.cumsum(sizes, axis=1) - (sizes - 1) / 2 - (counts[0].sum() + 1) / 2
+    return np.where(np.isnan(values), np.nan, ranks.take(group, axis=1))
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """The quotient; 0 where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+
+
+# Names as in the GLUE metric of `evaluate`; arguments and result as in `resampled_scores`.
+METRICS: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "accuracy": _accuracy,
     "f1": _f1,
     "matthews_correlation": _matthews,
-    "pearson": _correlation(scipy.stats.pearsonr),
-    "spearmanr": _correlation(scipy.stats.spearmanr),
+    "pearson": _pearson,
+    "spearmanr": _spearman,
 }
+CORRELATIONS = {"matthews_correlation", "pearson", "spearmanr"}  # from -1 to 1, the others from 0
+
+
+def resampled_scores(
+    names: Sequence[str], predictions: Array, references: Array, counts: Array
+) -> dict[str, Array]:
+    """Score runs on resamples: each metric, and their mean as `combined_score` if several.
+
+    Args:
+        predictions: (runs, rows) class numbers, or scores for a regression.
+        references: (rows,) labels.
+        counts: (resamples, rows), how often each row occurs in a resample; each resample has the
+            same number of rows.
+
+    Returns:
+        (resamples, runs) for each metric.
+    """
+    # Matrix products run in BLAS for floats only.
+    counts = counts.astype(np.float64)
+    scores = {name: METRICS[name](predictions, references, counts) for name in names}
+    if len(scores) > 1:
+        scores["combined_score"] = np.asarray(sum(scores.values()) / len(scores))
+    return scores
 
 
 def compute(names: Sequence[str], predictions: Array, references: Array) -> dict[str, float]:
-    """Each metric, and their mean as `combined_score` if there are several (GLUE's own score).
+    """Score one run: each metric, and their mean as `combined_score` if several (GLUE's own score).
 
     Args:
         predictions: (rows,) class numbers, or scores for a regression.
         references: (rows,) labels.
     """
-    scores = {name: METRICS[name](predictions, references) for name in names}
-    if len(scores) > 1:
-        scores["combined_score"] = sum(scores.values()) / len(scores)
-    return scores
+    counts = np.ones((1, len(references)))
+    scores = resampled_scores(names, predictions[None], references, counts)
+    return {name: float(values[0, 0]) for name, values in scores.items()}
 
 
-def glue_metric(names: Sequence[str], *, regression: bool) -> "evaluate.Metric":
-    """The metrics of a task as one `evaluate.Metric`, which computes in memory."""
-    # 7 s: evaluate imports transformers' pipelines. Only the main process computes metrics.
-    import datasets
-    import evaluate
-
-    kind = datasets.Value("float32" if regression else "int64")
-
-    class GlueMetric(evaluate.Metric):
-        def _info(self) -> evaluate.MetricInfo:
-            return evaluate.MetricInfo(
-                description=f"{', '.join(names)}, computed by scikit-learn and SciPy",
-                citation="",
-                features=datasets.Features({"predictions": kind, "references": kind}),
-            )
-
-        def _compute(self, predictions: Array, references: Array) -> dict[str, float]:
-            return compute(names, np.asarray(predictions), np.asarray(references))
-
-    # It makes its cache folder even so, and a home need not be writable.
-    return GlueMetric(keep_in_memory=True, cache_dir=tempfile.gettempdir())
-
-
-def metric_names(names: Sequence[str]) -> list[str]:
-    """What an evaluation of a task measures."""
-    return [*names, *(["combined_score"] if len(names) > 1 else []), "loss"]
-
-
-def display_name(name: str, labels: Sequence[str]) -> str:
-    """A metric as people should read it: F1 says of which class it is.
+def bootstrap_scores(
+    names: Sequence[str],
+    predictions: Array,
+    references: Array,
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+) -> dict[str, Array]:
+    """Score runs on rows drawn with replacement; a resample takes the same rows of all runs.
 
     Args:
-        labels: names of the classes in the order of their numbers; empty for a regression.
+        predictions: (runs, rows) class numbers, or scores for a regression.
+        references: (rows,) labels.
+
+    Returns:
+        (resamples, runs) for each metric, and for `combined_score` if there are several.
     """
-    return f"f1 of {labels[1]!r}" if name == "f1" else name
-
-
-def best_metric_name(names: Sequence[str]) -> str:
-    """The metric that GLUE scores a task by."""
-    return "combined_score" if len(names) > 1 else names[0]
+    num_rows = len(references)
+    chunk_size = max(1, CHUNK_SIZE // num_rows)
+    generator = np.random.default_rng(seed)
+    chunks = []
+    for first in range(0, num_resamples, chunk_size):
+        size = min(chunk_size, num_resamples - first)
+        rows = generator.integers(num_rows, size=(size, num_rows))
+        rows += num_rows * np.arange(size)[:, None]
+        counts = np.bincount(rows.ravel(), minlength=size * num_rows).reshape(size, num_rows)
+        chunks.append(resampled_scores(names, predictions, references, counts))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def confidence_intervals(
@@ -121,20 +197,89 @@ def confidence_intervals(
     seed: int,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, tuple[float, float]]:
-    """95% percentile bootstrap intervals over the rows.
+    """95% percentile bootstrap intervals over the rows, for each score of `compute`.
 
-    They say what another sample of validation rows might have given, not another training run.
+    They cover other samples of validation rows, not other training runs.
     Source: Efron and Tibshirani (1993), chapter 13.
     """
-    generator = np.random.default_rng(seed)
-    scores = []
-    for _ in range(num_resamples):
-        rows = generator.integers(len(references), size=len(references))
-        scores.append(compute(names, predictions[rows], references[rows]))
+    scores = bootstrap_scores(
+        names, predictions[None], references, seed=seed, num_resamples=num_resamples
+    )
     return {
-        name: tuple(np.percentile([score[name] for score in scores], [2.5, 97.5]).tolist())
-        for name in scores[0]
+        name: tuple(np.percentile(values, [2.5, 97.5]).tolist()) for name, values in scores.items()
     }
+
+
+def glue_metric(names: Sequence[str], *, regression: bool) -> "evaluate.Metric":
+    """The metrics of a task as one `evaluate.Metric`, which computes in memory."""
+    import datasets
+
+    _preload_evaluate()
+    import evaluate
+
+    kind = datasets.Value("float32" if regression else "int64")
+
+    class GlueMetric(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(
+                description=f"{', '.join(names)}, as in scikit-learn and SciPy",
+                citation="",
+                features=datasets.Features({"predictions": kind, "references": kind}),
+            )
+
+        def _compute(self, predictions: Array, references: Array) -> dict[str, float]:
+            return compute(names, np.asarray(predictions), np.asarray(references))
+
+    # The metric creates its cache folder even in memory, and the home may be read-only.
+    return GlueMetric(keep_in_memory=True, cache_dir=tempfile.gettempdir())
+
+
+def _preload_evaluate() -> None:
+    """Import `evaluate` without `EVALUATOR_IMPORTS`, which would take a second or more.
+
+    Each is imported inside `try: ... except ImportError`, and None in `sys.modules` makes that
+    import fail. A module that is already imported costs nothing and stays.
+    Source: the open issue https://github.com/huggingface/evaluate/issues/387.
+    """
+    if "evaluate" in sys.modules:
+        return
+    hidden = [name for name in EVALUATOR_IMPORTS if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("evaluate")
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+
+
+def metric_names(names: Sequence[str]) -> list[str]:
+    """List the scores of an evaluation, `loss` last."""
+    return [*names, *(["combined_score"] if len(names) > 1 else []), "loss"]
+
+
+def display_name(name: str, labels: Sequence[str]) -> str:
+    """Name a metric for people: F1 with the class that it is the F1 of.
+
+    Args:
+        labels: names of the classes in the order of their numbers; empty for a regression.
+    """
+    return f"f1 of {labels[1]!r}" if name == "f1" else name
+
+
+def best_metric_name(names: Sequence[str]) -> str:
+    """The metric by which GLUE scores a task."""
+    return "combined_score" if len(names) > 1 else names[0]
+
+
+def score_range(name: str, names: Sequence[str]) -> tuple[float, float]:
+    """The lowest and highest possible value of a metric.
+
+    Args:
+        name: one of `names`, or `combined_score` for their mean.
+    """
+    parts = names if name == "combined_score" else (name,)
+    return -sum(part in CORRELATIONS for part in parts) / len(parts), 1.0
 
 
 def predictions_of(logits: Array) -> Array:
@@ -143,8 +288,15 @@ def predictions_of(logits: Array) -> Array:
 
 
 def probabilities_of(logits: Array) -> Array:
-    """(rows, classes) probabilities."""
-    return np.asarray(scipy.special.softmax(logits.astype(np.float64), axis=1))
+    """(rows, classes) probabilities: the softmax in float64."""
+    exponentials = np.exp(_shifted(logits))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def _shifted(logits: Array) -> Array:
+    """(rows, classes) logits in float64 minus the greatest of the row: `exp` cannot overflow."""
+    logits = logits.astype(np.float64)
+    return np.asarray(logits - logits.max(axis=1, keepdims=True))
 
 
 def calibration_bins(
@@ -152,9 +304,9 @@ def calibration_bins(
 ) -> tuple[Array, Array, Array]:
     """Mean confidence, accuracy and number of rows in equally wide bins of confidence.
 
-    Confidence is the probability of the predicted class. Bin m of M takes ((m - 1) / M, m / M];
-    the first two are NaN where it is empty.
-    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", section 2, and its 15.
+    Confidence is the probability of the predicted class. Bin m of M covers ((m - 1) / M, m / M];
+    confidence and accuracy are NaN in an empty bin.
+    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", section 2; 15 bins.
 
     Args:
         probabilities: (rows, classes).
@@ -174,7 +326,9 @@ def calibration_bins(
 
 
 def expected_calibration_error(confidence: Array, accuracy: Array, counts: Array) -> float:
-    """Mean distance of accuracy and confidence, over the bins of `calibration_bins` by their rows.
+    """Mean gap between accuracy and confidence over the bins, weighted by their rows.
+
+    Args: as `calibration_bins` returns them.
 
     Source: Guo et al. (2017), equation 3.
     """
@@ -183,10 +337,10 @@ def expected_calibration_error(confidence: Array, accuracy: Array, counts: Array
 
 def row_losses(logits: Array, labels: Array) -> Array:
     """Cross-entropy of each row, or the squared error of (rows, 1) logits; float64 of (rows,)."""
-    logits = logits.astype(np.float64)
     if logits.shape[1] == 1:
-        return np.asarray((logits[:, 0] - labels) ** 2)
-    log_probabilities = scipy.special.log_softmax(logits, axis=1)
+        return np.asarray((logits[:, 0].astype(np.float64) - labels) ** 2)
+    logits = _shifted(logits)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return np.asarray(-log_probabilities[np.arange(len(labels)), labels.astype(int)])
 
 
@@ -196,10 +350,10 @@ def mean_loss(logits: Array, labels: Array) -> float:
 
 
 def collapsed_class(predictions: Array) -> int | None:
-    """The one class that a classifier predicts for everything, or None."""
+    """The class that is predicted for every row, or None if there are several."""
     return int(predictions[0]) if np.ptp(predictions) == 0 else None
 
 
 def has_labels(labels: Array) -> bool:
-    """Whether the rows are labelled; those of GLUE's test splits are not."""
+    """True if the rows are labeled; those of GLUE's test splits are not."""
     return bool((labels != IGNORED).all())
