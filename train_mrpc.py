@@ -48,6 +48,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import (
@@ -56,10 +57,12 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
+from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -68,7 +71,8 @@ from lib.checkpoints import checkpoint, output, resume
 from lib.checkpoints.best_model import export, restore
 from lib.checkpoints.lock import Lock
 from lib.data import batching
-from lib.data import splits as data
+from lib.data.splits import Splits, load_splits
+from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
 from lib.distributed.collectives import (
     Agreement,
     check_world,
@@ -118,10 +122,12 @@ def train(config: TrainConfig, signals: Signals, lock: Lock) -> dict[str, Any]:
             print(line, file=sys.stderr)
     sampler, train_loader, eval_loader = make_loaders(config, inputs, accelerator)
     updates_per_epoch = len(sampler.start(epoch=0))
-    collator = make_collator(config, inputs, accelerator, sampler.most_rows)
+    collator = make_collator(config, inputs, accelerator, sampler.batches.most_rows)
     num_updates = config.max_train_steps or config.num_train_epochs * updates_per_epoch
     optimizer, schedule = make_optimizer(config, inputs.model, num_updates, accelerator)
-    tell_deepspeed(accelerator, max_grad_norm=config.max_grad_norm, most_rows=sampler.most_rows)
+    tell_deepspeed(
+        accelerator, max_grad_norm=config.max_grad_norm, most_rows=sampler.batches.most_rows
+    )
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader, eval_loader = accelerator.prepare(
         inputs.model, optimizer, train_loader, eval_loader
@@ -129,7 +135,7 @@ def train(config: TrainConfig, signals: Signals, lock: Lock) -> dict[str, Any]:
     if config.dry_run:
         lines = describe(
             inputs.splits,
-            inputs.tokenised,
+            inputs.tokenized,
             sampler.batches,
             train_loader,
             collator,
@@ -297,13 +303,13 @@ def train(config: TrainConfig, signals: Signals, lock: Lock) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What the run starts from: checked rows, the same tokenised, tokenizer and model."""
+    """What the run starts from: checked rows, the same tokenized, tokenizer and model."""
 
-    splits: data.Splits
-    tokenised: data.Splits
+    splits: Splits
+    tokenized: Splits
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
-    lengths: list[int]
+    lengths: batching.Integers
     data_fingerprint: str
 
 
@@ -366,19 +372,18 @@ def load_inputs(config: TrainConfig, *, overwrite: bool) -> Inputs:
     """Everything that is read: rows, tokenizer, model; InputError for what cannot be used."""
     if not config.dry_run:
         resume.check_free(Path(config.output_dir), config.to_dict(), overwrite=overwrite)
-    if config.train_file is not None:
-        names = ("train", "validation", "test")
-        files = {name: getattr(config, f"{name}_file") for name in names}
-        splits = data.load_files(
-            {name: path for name, path in files.items() if path is not None},
-            task_name=config.task_name,
-            text_columns=config.text_columns,
-            label_column=config.label_column,
-        )
-    else:
-        splits = data.load_splits(
-            config.task_name or "mrpc", config.dataset_name, revision=config.dataset_revision
-        )
+    files = {
+        split: path
+        for split in ("train", "validation", "test")
+        if (path := getattr(config, f"{split}_file")) is not None
+    }
+    splits = load_splits(
+        files or config.dataset_name,
+        task_name=config.task_name,
+        revision=config.dataset_revision,
+        text_columns=config.text_columns,
+        label_column=config.label_column,
+    )
     splits = splits.first(
         train=config.max_train_samples,
         validation=config.max_eval_samples,
@@ -405,13 +410,20 @@ def load_inputs(config: TrainConfig, *, overwrite: bool) -> Inputs:
         seed=config.seed,
     )
     modelling.check_fit(config.max_length, model, tokenizer)
-    tokenised = data.tokenise(splits, tokenizer, max_length=config.max_length)
+    columns = list(splits.task.columns)
+    tokenized = splits.map(
+        partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=config.max_length),
+        batched=True,
+        with_indices=True,
+        remove_columns=columns,
+        cache_key=tokenizer_key(tokenizer, max_length=config.max_length),
+    )
     return Inputs(
         splits,
-        tokenised,
+        tokenized,
         tokenizer,
         model,
-        lengths=data.row_lengths(tokenised.train),
+        lengths=row_lengths(tokenized.train),
         # What decides the weights and which of them are best.
         data_fingerprint=dataclasses.replace(splits, test={}).fingerprint(),
     )
@@ -425,7 +437,7 @@ def make_loaders(
     assert batch_size is not None, "start() fills it in"
     num_micro_batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
     sampler = batching.MicroBatches(
-        lambda epoch: batching.global_batches(
+        lambda epoch: batching.plan_epoch(
             inputs.lengths,
             seed=config.seed,
             epoch=epoch,
@@ -436,14 +448,14 @@ def make_loaders(
     )
     most_rows = math.ceil(batch_size / num_micro_batches)
     train_loader = DataLoader(
-        inputs.tokenised.train,
+        inputs.tokenized.train,
         batch_sampler=sampler,
         collate_fn=make_collator(config, inputs, accelerator, most_rows),
         num_workers=config.dataloader_num_workers,
         worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
-    validation = inputs.tokenised.validation[inputs.splits.task.validation[0]]
+    validation = inputs.tokenized.validation[inputs.splits.task.validation[0]]
     return sampler, train_loader, make_eval_loader(config, inputs, accelerator, validation)
 
 
@@ -490,16 +502,17 @@ def tell_deepspeed(accelerator: Accelerator, *, max_grad_norm: float, most_rows:
 
 
 def make_eval_loader(
-    config: TrainConfig, inputs: Inputs, accelerator: Accelerator, rows: data.Rows
+    config: TrainConfig, inputs: Inputs, accelerator: Accelerator, rows: Dataset
 ) -> DataLoader[Any]:
     """A loader of every row of a split, in equally many batches for each process."""
+    plan = batching.plan_evaluation(
+        row_lengths(rows),
+        batch_size=config.per_device_eval_batch_size,
+        num_processes=accelerator.num_processes,
+    )
     return DataLoader(
         rows,
-        batch_sampler=batching.evaluation_batches(
-            data.row_lengths(rows),
-            batch_size=config.per_device_eval_batch_size,
-            num_processes=accelerator.num_processes,
-        ),
+        batch_sampler=batching.MicroBatches(lambda _: plan),
         collate_fn=make_collator(config, inputs, accelerator, config.per_device_eval_batch_size),
         pin_memory=accelerator.device.type == "cuda",
     )
@@ -507,25 +520,28 @@ def make_eval_loader(
 
 def make_collator(
     config: TrainConfig, inputs: Inputs, accelerator: Accelerator, most_rows: int
-) -> batching.PaddedBatches:
+) -> batching.FillingCollator:
     """The collator of a loader whose batches have `most_rows` rows at the most."""
     compiled = (
         accelerator.distributed_type == DistributedType.XLA
         or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
     )
-    return batching.collator(
+    pad = DataCollatorWithPadding(
         inputs.tokenizer,
-        columns=data.model_columns(inputs.tokenised.train),
+        padding="max_length" if config.pad_to_max_length else "longest",
         max_length=config.max_length,
-        pad_to_max_length=config.pad_to_max_length,
-        num_rows=most_rows if compiled else None,
+        pad_to_multiple_of=batching.compiled_multiple(config.max_length) if compiled else None,
     )
+    filling = batching.filling_row(
+        inputs.tokenizer, model_columns(inputs.tokenized.train), max_length=config.max_length
+    )
+    return batching.FillingCollator(pad, filling, num_rows=most_rows if compiled else 1)
 
 
 def explain(sampler: batching.MicroBatches, schedule: LambdaLR, update: int) -> str:
     """Where to look when update number `update` (from 1) goes wrong."""
     epoch, index = divmod(update - 1, len(sampler.plan(0)))
-    rows = sorted(row for micro_batch in sampler.plan(epoch)[index] for row in micro_batch)
+    rows = sorted(np.concatenate(sampler.plan(epoch)[index]).tolist())
     rate = modelling.learning_rate_at(schedule, update - 1)
     return (
         f"Its learning rate was {rate:.3g}, its training rows (from 0) {rows}: look at them, lower "
@@ -553,7 +569,7 @@ def finish(
     best = AutoModelForSequenceClassification.from_pretrained(folder).to(accelerator.device)
     results: dict[str, Any] = {}
     predicted = {}
-    for part, splits in (("eval", inputs.tokenised.validation), ("test", inputs.tokenised.test)):
+    for part, splits in (("eval", inputs.tokenized.validation), ("test", inputs.tokenized.test)):
         # MNLI has two of each: matched and mismatched.
         for prefix, (split, rows) in zip((part, f"{part}_mm"), splits.items(), strict=False):
             loader = accelerator.prepare_data_loader(
@@ -580,7 +596,7 @@ def finish(
             config=config.to_dict(),
             facts=facts,
             rows=rows,
-            lengths=inputs.lengths,
+            lengths=inputs.lengths.tolist(),
             padding=padding,
         )
         texts = {column: rows[column] for column in task.columns}
