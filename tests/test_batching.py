@@ -3,29 +3,89 @@ import itertools
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from lib.data.batching import (
+    FillingCollator,
     MicroBatches,
-    collator,
+    compiled_multiple,
     dropout_seed,
-    evaluation_batches,
-    global_batches,
+    filling_row,
+    num_tokens,
     padding_share,
+    padding_shares,
+    plan_epoch,
+    plan_evaluation,
 )
 from lib.data.tasks import IGNORED
 from lib.demo.corpus import MODEL_DIR
 
-LENGTHS = np.random.default_rng(0).integers(8, 100, size=3668).tolist()
+LENGTHS = np.random.default_rng(0).integers(8, 100, size=3668)
+
+
+def planned(lengths=LENGTHS, **changes):
+    arguments = {"seed": 1, "epoch": 0, "batch_size": 32, "num_micro_batches": 1, **changes}
+    return plan_epoch(lengths, **arguments)
 
 
 def plan(**changes):
-    arguments = {"seed": 1, "epoch": 0, "batch_size": 32, "num_micro_batches": 1, **changes}
-    return global_batches(changes.pop("lengths", LENGTHS), **arguments)
+    """As lists of lists of lists of rows."""
+    return [[rows.tolist() for rows in batch] for batch in planned(**changes)]
 
 
 def flat(batches):
     return [row for batch in batches for micro_batch in batch for row in micro_batch]
+
+
+def array_split(items, num_parts):
+    """As numpy's, on a list."""
+    size, longer = divmod(len(items), num_parts)
+    cuts = [0]
+    for number in range(num_parts):
+        cuts.append(cuts[-1] + size + (number < longer))
+    return [items[first:last] for first, last in itertools.pairwise(cuts)]
+
+
+def plain_plan(lengths, *, seed, epoch, batch_size, num_micro_batches, length_grouping):
+    """The order that checkpoints of earlier versions rely on, written with lists."""
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths)).tolist()
+    num_batches = -(-len(order) // batch_size)
+    batches = array_split(order, num_batches)
+    if length_grouping:
+        windows = array_split(batches, max(1, round(num_batches / 50)))
+        batches = []
+        for window in windows:
+            rows = sorted((row for batch in window for row in batch), key=lambda row: lengths[row])
+            for batch in window:
+                batches.append(rows[: len(batch)])
+                rows = rows[len(batch) :]
+        batches = [batches[number] for number in generator.permutation(num_batches)]
+        longest = [max(lengths[row] for row in batch) for batch in batches]
+        batches.insert(0, batches.pop(longest.index(max(longest))))
+    return [
+        [batch[first::num_micro_batches] for first in range(num_micro_batches)] for batch in batches
+    ]
+
+
+@pytest.mark.parametrize("length_grouping", [True, False])
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "num_micro_batches"),
+    [(3668, 32, 1), (3668, 16, 4), (3668, 1, 1), (57, 8, 3), (5, 8, 6), (1, 1, 1)],
+)
+def test_the_order_is_that_of_a_plain_restatement(
+    num_rows, batch_size, num_micro_batches, length_grouping
+):
+    for epoch in range(3):
+        arguments = {
+            "seed": 7,
+            "epoch": epoch,
+            "batch_size": batch_size,
+            "num_micro_batches": num_micro_batches,
+            "length_grouping": length_grouping,
+        }
+        lengths = LENGTHS[:num_rows]
+        assert plan(lengths=lengths, **arguments) == plain_plan(lengths.tolist(), **arguments)
 
 
 @pytest.mark.parametrize("length_grouping", [True, False])
@@ -69,15 +129,34 @@ def test_batches_are_not_the_same_company_every_epoch():
 
 def test_grouping_leaves_little_padding():
     def share(**changes):
-        return padding_share(LENGTHS, [rows for batch in plan(**changes) for rows in batch])
+        return padding_share(LENGTHS, [rows for batch in planned(**changes) for rows in batch])
 
     assert share() < 0.03
     assert share(length_grouping=False) > 0.3
 
 
-def test_padding_share_by_hand():
-    # Rows of 2 and 4 tokens make 8 places, 6 of them real; a row alone has no padding.
-    assert padding_share([2, 4, 5], [[0, 1], [2]]) == pytest.approx(1 - 11 / 13)
+def test_padding_by_hand():
+    # Rows of 2 and 4 tokens make 8 places, 6 of them real; a row alone has no padding, and a
+    # micro-batch without rows no tokens.
+    lengths = np.array([2, 4, 5])
+    micro_batches = [np.array([0, 1]), np.array([], dtype=int), np.array([2])]
+    assert num_tokens(lengths, micro_batches) == (11, 13)
+    assert padding_share(lengths, micro_batches) == pytest.approx(1 - 11 / 13)
+    # Padded to multiples of 4: 2 x 4 and 1 x 8 places.
+    assert num_tokens(lengths, micro_batches, lambda longest: -(-longest // 4) * 4) == (11, 16)
+
+
+def test_padding_shares_of_an_epoch_by_hand():
+    # At 2 rows an update: in order (3, 9) and (3, 9) make 36 places for 24 tokens, sorted none too
+    # many, at a fixed length of 10 there are 40.
+    lengths = np.array([3, 9, 3, 9])
+    sorted_plan = planned(lengths=lengths, batch_size=2)
+    shares = padding_shares(
+        lengths, sorted_plan, max_length=10, padded_length=lambda longest: longest
+    )
+    assert shares == pytest.approx(
+        {"fixed length": 1 - 24 / 40, "plain dynamic": 1 - 24 / 36, "this run": 0}
+    )
 
 
 def test_the_longest_rows_come_first():
@@ -85,20 +164,29 @@ def test_the_longest_rows_come_first():
 
 
 def test_fewer_rows_than_micro_batches_leave_empty_ones():
-    batches = global_batches([5, 6, 7], seed=0, epoch=0, batch_size=8, num_micro_batches=4)
+    batches = planned(lengths=np.array([5, 6, 7]), batch_size=8, num_micro_batches=4)
     assert [len(rows) for rows in batches[0]] == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize(("num_rows", "num_processes"), [(408, 3), (408, 2), (2, 3), (64, 1)])
 def test_evaluation_gives_each_process_as_many_batches(num_rows, num_processes):
-    batches = evaluation_batches([9] * num_rows, batch_size=32, num_processes=num_processes)
+    sampled = MicroBatches(
+        lambda _: plan_evaluation(np.full(num_rows, 9), batch_size=32, num_processes=num_processes)
+    )
+    batches = list(sampled)
     assert len(batches) % num_processes == 0
     assert sorted(row for rows in batches for row in rows) == list(range(num_rows))
     assert max(map(len, batches)) <= 32
+    assert len(sampled) == len(batches)
+
+
+def test_evaluation_starts_with_the_longest_rows():
+    (batch,), (rest,) = plan_evaluation(np.array([4, 9, 2, 7]), batch_size=2, num_processes=1)
+    assert (batch.tolist(), rest.tolist()) == ([1, 3], [0, 2])
 
 
 def test_sampler_starts_at_any_update():
-    sampler = MicroBatches(lambda epoch: plan(epoch=epoch, num_micro_batches=2))
+    sampler = MicroBatches(lambda epoch: planned(epoch=epoch, num_micro_batches=2))
     sampler.start(epoch=3)
     whole = list(sampler)
     sampler.start(epoch=3, first=10)
@@ -106,6 +194,16 @@ def test_sampler_starts_at_any_update():
     sampler.start(epoch=3, first=10, last=12)
     assert list(sampler) == whole[20:24]
     assert len(sampler) == 4
+    assert sampler.batches.most_rows == 16
+
+
+def test_an_epoch_is_planned_once():
+    epochs = []
+    sampler = MicroBatches(lambda epoch: epochs.append(epoch) or planned(epoch=epoch))
+    for first in range(3):
+        sampler.start(epoch=0, first=first)
+    sampler.start(epoch=1)
+    assert epochs == [0, 1]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
@@ -114,9 +212,7 @@ def test_accelerate_deals_batches_of_any_size_round_robin(num_processes):
     from accelerate.data_loader import prepare_data_loader
 
     lengths = LENGTHS[:53]
-    batches = global_batches(
-        lengths, seed=0, epoch=0, batch_size=8, num_micro_batches=2 * num_processes
-    )
+    batches = planned(lengths=lengths, batch_size=8, num_micro_batches=2 * num_processes)
     dealt = []
     for index in range(num_processes):
         loader = prepare_data_loader(
@@ -131,7 +227,7 @@ def test_accelerate_deals_batches_of_any_size_round_robin(num_processes):
             put_on_device=False,
         )
         dealt.append(list(loader))
-    in_order = [rows for batch in batches for rows in batch]
+    in_order = [rows.tolist() for batch in batches for rows in batch]
     assert dealt == [in_order[index::num_processes] for index in range(num_processes)]
 
 
@@ -144,42 +240,50 @@ def row(length, number=0):
     return {"input_ids": [5] * length, "attention_mask": [1] * length, "labels": 1, "row": number}
 
 
-COLUMNS = ["input_ids", "attention_mask"]
+def collator(tokenizer, num_rows=1, **padding):
+    columns = ["input_ids", "attention_mask"]
+    pad = DataCollatorWithPadding(tokenizer, **padding)
+    return FillingCollator(pad, filling_row(tokenizer, columns, max_length=64), num_rows)
 
 
 def test_pads_to_the_longest_row(tokenizer):
-    collate = collator(tokenizer, columns=COLUMNS, max_length=64, pad_to_max_length=False)
-    batch = collate([row(3), row(7, 1)])
+    batch = collator(tokenizer)([row(3), row(7, 1)])
     assert batch["input_ids"].shape == (2, 7)
     assert batch["attention_mask"].sum(dim=1).tolist() == [3, 7]
     assert batch["labels"].tolist() == [1, 1]
     assert batch["row"].tolist() == [0, 1]
 
 
-def test_pads_to_max_length(tokenizer):
-    collate = collator(tokenizer, columns=COLUMNS, max_length=64, pad_to_max_length=True)
-    assert collate([row(3)])["input_ids"].shape == (1, 64)
-
-
 def test_fills_an_empty_micro_batch_with_a_row_that_does_not_count(tokenizer):
-    collate = collator(tokenizer, columns=COLUMNS, max_length=64, pad_to_max_length=False)
-    batch = collate([])
+    batch = collator(tokenizer)([])
     assert batch["labels"].tolist() == [IGNORED]
     assert batch["row"].tolist() == [-1]
     assert batch["input_ids"].tolist() == [tokenizer("")["input_ids"]]
 
 
-def test_compiled_shapes_are_few(tokenizer):
-    collate = collator(
-        tokenizer, columns=COLUMNS, max_length=64, pad_to_max_length=False, num_rows=4
-    )
-    shapes = {
-        tuple(collate([row(length)] * count)["input_ids"].shape)
-        for length in range(2, 65)
-        for count in range(5)
-    }
-    assert shapes == {(4, 16), (4, 32), (4, 48), (4, 64)}
+@pytest.mark.parametrize(
+    ("padding", "lengths"),
+    [
+        ({}, range(2, 65)),
+        ({"padding": "max_length", "max_length": 64}, [64]),
+        ({"pad_to_multiple_of": compiled_multiple(64)}, [16, 32, 48, 64]),
+    ],
+)
+def test_the_padded_length_is_known_from_the_longest_row(tokenizer, padding, lengths):
+    collate = collator(tokenizer, num_rows=4, **padding)
+    shapes = set()
+    for length in range(2, 65):
+        shape = tuple(collate([row(length), row(2)])["input_ids"].shape)
+        assert shape == (4, collate.padded_length(np.array([length]))[0])
+        shapes.add(shape)
+    assert shapes == {(4, length) for length in lengths}
     assert collate([row(3)] * 2)["labels"].tolist() == [1, 1, IGNORED, IGNORED]
+
+
+def test_compiled_shapes_never_exceed_max_length():
+    # Four lengths where quarters are whole, fewer where they are not.
+    expected = {128: 32, 96: 24, 66: 22, 50: 25, 127: 127}
+    assert {length: compiled_multiple(length) for length in expected} == expected
 
 
 def test_dropout_seeds_differ():

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, run_script, write_csv
@@ -10,8 +11,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from lib.cli.parsing import parse_arguments
-from lib.data.batching import global_batches
-from lib.data.splits import load_files, row_lengths, tokenise
+from lib.data.batching import plan_epoch
+from lib.data.splits import load_splits
 from lib.errors import InputError, NonFiniteError
 from train_mrpc import main
 
@@ -35,13 +36,11 @@ def once(flags, tmp_path_factory):
 def test_equals_a_plain_loop_over_whole_batches(flags, files, bert, once):
     """Weights and losses, from Hugging Face's own loss, PyTorch's schedule and no Accelerate."""
     tokenizer = AutoTokenizer.from_pretrained(bert)
-    splits = load_files(
-        {"train": str(files["train"]), "validation": str(files["validation"])},
-        task_name=None,
-        text_columns=(),
-        label_column="label",
-    )
-    rows = tokenise(splits, tokenizer, max_length=64).train
+    rows = load_splits(
+        {"train": str(files["train"]), "validation": str(files["validation"])}, task_name=None
+    ).train
+    encoded = tokenizer(rows["sentence1"][:], rows["sentence2"][:], truncation=True, max_length=64)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     torch.manual_seed(42)
     model = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2)
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
@@ -51,17 +50,16 @@ def test_equals_a_plain_loop_over_whole_batches(flags, files, bert, once):
         eps=1e-5,
         foreach=False,
     )
-    batches = global_batches(row_lengths(rows), seed=42, epoch=0, batch_size=8, num_micro_batches=1)
+    batches = plan_epoch(lengths, seed=42, epoch=0, batch_size=8, num_micro_batches=1)
     losses, rates = [], []
     for update, (batch,) in enumerate(batches):
         # One update of 7 warms up (10%, rounded up); the other six come down to 0.
         rate = 1e-3 * (update if update < 1 else (7 - update) / 6)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        columns = rows[batch]
-        labels = torch.tensor(columns["labels"])
-        names = ("input_ids", "token_type_ids", "attention_mask")
-        inputs = tokenizer.pad({name: columns[name] for name in names}, return_tensors="pt")
+        labels = torch.tensor(rows[batch]["labels"])
+        columns = {name: [values[row] for row in batch] for name, values in encoded.items()}
+        inputs = tokenizer.pad(columns, return_tensors="pt")
         loss = model(**inputs, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,12 +1,12 @@
 """Which rows form which micro-batch, and how they are padded.
 
 The order is a pure function of `(seed, epoch)`: nothing to save, nothing to restore. An epoch is
-a list of global batches (the rows of one update, over all processes), each a list of micro-batches
+a plan of global batches (the rows of one update, over all processes), each cut into micro-batches
 (the rows of one forward pass on one process). Every row appears exactly once per epoch.
 """
 
 import dataclasses
-import itertools
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,235 +18,241 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lib.data.tasks import IGNORED
 
-Rows = list[int]
+Integers = NDArray[np.integer[Any]]
 
-# Global batches within whose rows are sorted by length. Fewer leave more padding; more leave
-# less chance in who meets whom. At 50, MRPC at 32 rows pads 1% to 2% of its tokens.
+# Global batches within which rows are sorted by length. Larger windows pad less but shuffle less:
+# at 50, MRPC at 32 rows pads 1% to 2% of its tokens.
 WINDOW = 50
 
 
-def global_batches(
-    lengths: Sequence[int],
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Global batches in the order of their updates, cut from an array of rows on demand.
+
+    `plan[update]` holds the micro-batches of an update, each an array of row numbers. The rows of
+    a global batch are dealt like cards, so its micro-batches differ by one row and, where rows
+    are sorted by length, by few tokens: no process waits for another.
+
+    Args:
+        order: row numbers, those of a global batch side by side.
+        starts, sizes: of each global batch, its first place in `order` and its number of rows.
+        num_micro_batches: processes x accumulation. With fewer rows than that in a global batch,
+            some of its micro-batches are empty.
+    """
+
+    order: Integers
+    starts: Integers
+    sizes: Integers
+    num_micro_batches: int = 1
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, update: int) -> list[Integers]:
+        start, count = self.starts[update], self.num_micro_batches
+        rows = self.order[start : start + self.sizes[update]]
+        return [rows[first::count] for first in range(count)]
+
+    def __iter__(self) -> Iterator[list[Integers]]:
+        return (self[update] for update in range(len(self)))
+
+    def part(self, first: int, last: int | None) -> "Plan":
+        """The plan of the updates from `first` up to `last`, or to the end."""
+        starts, sizes = self.starts[first:last], self.sizes[first:last]
+        return dataclasses.replace(self, starts=starts, sizes=sizes)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest micro-batch."""
+        return -(-int(self.sizes.max()) // self.num_micro_batches)
+
+
+def plan_epoch(
+    lengths: Integers,
     *,
     seed: int,
     epoch: int,
     batch_size: int,
     num_micro_batches: int,
     length_grouping: bool = True,
-) -> list[list[Rows]]:
-    """The global batches of one epoch, in order, each cut into its micro-batches.
+) -> Plan:
+    """The global batches of one epoch.
 
     Rows are shuffled and, within windows of `WINDOW` global batches, sorted by length; the
-    order of the batches is then shuffled. Batches are cut evenly, as `numpy.array_split` does:
-    3,668 rows at 32 are 115 batches of 31 or 32, not 114 and a stub of 20. Within a batch the
-    rows are dealt like cards, so its micro-batches differ by one row and few tokens, and no
-    process waits for another. The batch with the longest rows comes first, so that a run that
-    does not fit into memory ends at once.
+    order of the batches is then shuffled. Batches are cut evenly: 3,668 rows at 32 are 115 batches
+    of 31 or 32, not 114 and a stub of 20. The batch with the longest rows comes first, so that a
+    run that does not fit into memory ends at once.
 
     Args:
         lengths: tokens of each row.
         batch_size: rows of a global batch at the most.
-        num_micro_batches: processes x accumulation. With fewer rows than that in a batch, some
-            of its micro-batches are empty.
+        num_micro_batches: as for `Plan`.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     num_batches = -(-len(order) // batch_size)
-    cuts = np.cumsum([len(part) for part in np.array_split(order, num_batches)])[:-1]
+    starts, sizes = _even_cuts(len(order), num_batches)
     if length_grouping:
-        tokens = np.asarray(lengths)
-        num_windows = max(1, round(num_batches / WINDOW))
-        starts = [part[0] for part in np.array_split(np.arange(num_batches), num_windows)]
-        edges = np.concatenate([[0], cuts])[starts[1:]]
-        windows = np.split(order, edges)
-        order = np.concatenate([rows[np.argsort(tokens[rows], kind="stable")] for rows in windows])
-    batches: list[NDArray[np.int64]] = np.split(order, cuts)
-    if length_grouping:
-        batches = [batches[index] for index in generator.permutation(num_batches)]
-        longest = max(range(num_batches), key=lambda index: int(tokens[batches[index]].max()))
-        batches.insert(0, batches.pop(longest))
-    return [
-        [rows[first::num_micro_batches].tolist() for first in range(num_micro_batches)]
-        for rows in batches
-    ]
+        window_starts, _ = _even_cuts(num_batches, max(1, round(num_batches / WINDOW)))
+        windows = np.split(order, starts[window_starts[1:]])
+        order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in windows])
+        batches = generator.permutation(num_batches)
+        longest = np.argmax(np.maximum.reduceat(lengths[order], starts)[batches])
+        batches = np.concatenate([batches[[longest]], np.delete(batches, longest)])
+        starts, sizes = starts[batches], sizes[batches]
+    return Plan(order, starts, sizes, num_micro_batches)
 
 
-def evaluation_batches(
-    lengths: Sequence[int], *, batch_size: int, num_processes: int
-) -> list[Rows]:
+def plan_evaluation(lengths: Integers, *, batch_size: int, num_processes: int) -> Plan:
     """Every row once, longest first, in equally many batches for each process.
 
     Evenly cut, so with fewer rows than processes some batches are empty: a process must not
     leave the others waiting in a forward pass that communicates.
     """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
+    order = np.argsort(-lengths, kind="stable")
     rounds = -(-len(order) // (batch_size * num_processes))
-    return [rows.tolist() for rows in np.array_split(order, max(1, rounds) * num_processes)]
+    return Plan(order, *_even_cuts(len(order), max(1, rounds) * num_processes))
 
 
-class MicroBatches(Sampler[Rows]):
+def _even_cuts(num_rows: int, num_parts: int) -> tuple[Integers, Integers]:
+    """Starts and sizes of the parts that `numpy.array_split` cuts."""
+    sizes = np.full(num_parts, num_rows // num_parts)
+    sizes[: num_rows % num_parts] += 1
+    return np.cumsum(sizes) - sizes, sizes
+
+
+class MicroBatches(Sampler[list[int]]):
     """A batch sampler over the micro-batches of an epoch, from any update to any other.
 
     Accelerate deals its batches round robin to the processes, whatever their sizes, as long as
     `batch_size` is None and `even_batches` is False (accelerate 1.15, `BatchSamplerShard`).
 
     Args:
-        plan: the global batches of an epoch, from its number.
+        plan: the plan of an epoch, from its number; made once while an epoch lasts.
     """
 
     batch_size = None
     drop_last = False
 
-    def __init__(self, plan: Callable[[int], list[list[Rows]]]) -> None:
-        self.plan = plan
+    def __init__(self, plan: Callable[[int], Plan]) -> None:
+        self.plan = functools.lru_cache(maxsize=1)(plan)
         self.start(epoch=0)
 
-    def start(self, *, epoch: int, first: int = 0, last: int | None = None) -> list[list[Rows]]:
-        """The global batches `first` to `last` of `epoch`; the next iteration yields these."""
-        self.batches = self.plan(epoch)[first:last]
+    def start(self, *, epoch: int, first: int = 0, last: int | None = None) -> Plan:
+        """The updates `first` to `last` of `epoch`, which the next iteration yields."""
+        self.batches = self.plan(epoch).part(first, last)
         return self.batches
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
-            yield from batch
+            for rows in batch:
+                yield rows.tolist()
 
     def __len__(self) -> int:
-        return sum(len(batch) for batch in self.batches)
-
-    def updates(
-        self, loader: Iterable[Any], accumulation: int, *, first: int, last: int
-    ) -> Iterator[tuple[list[Rows], Iterator[Any]]]:
-        """Yield the rows and this process's micro-batches of the updates `first` to `last`.
-
-        Micro-batches are fetched as they are needed: Accelerate synchronizes gradients at the last
-        one that its loader has yielded.
-
-        Args:
-            loader: a prepared loader with this sampler.
-            accumulation: micro-batches of each process for one update.
-            first: updates that are done.
-            last: updates when the run is done.
-        """
-        per_epoch = len(self.plan(0))
-        while first < last:
-            epoch, index = divmod(first, per_epoch)
-            batches = self.start(epoch=epoch, first=index, last=index + last - first)
-            micro_batches = iter(loader)
-            for rows in batches:
-                yield rows, itertools.islice(micro_batches, accumulation)
-            assert next(micro_batches, None) is None  # also ends the loader's epoch for Accelerate
-            first += len(batches)
-
-    @property
-    def most_rows(self) -> int:
-        """Rows of the largest micro-batch."""
-        return max(len(rows) for batch in self.batches for rows in batch)
+        return len(self.batches) * self.batches.num_micro_batches
 
 
-@dataclasses.dataclass
-class PaddedBatches:
-    """Collates rows through `DataCollatorWithPadding`, and fills up what must not be empty.
-
-    A filling row is `[CLS] [SEP]` with the label `IGNORED` and the row number -1. Where compiled
-    shapes matter (TPU, CUDA graphs), `num_rows` and `lengths` leave few of them.
+@dataclasses.dataclass(frozen=True)
+class FillingCollator:
+    """Pads rows with `DataCollatorWithPadding`, and fills up what must not be empty.
 
     Args:
-        pad: the collator that pads; its own length is the longest row.
-        filling: a tokenised empty row.
+        pad: the collator that pads.
+        filling: a row that does not count, as `filling_row` makes it.
         num_rows: fill up to this many rows.
-        lengths: pad to the first of these ascending lengths that fits; none: to the longest row.
     """
 
     pad: DataCollatorWithPadding
     filling: dict[str, Any]
     num_rows: int = 1
-    lengths: tuple[int, ...] = ()
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors of shape (rows, longest) for the model, and `labels` and `row` of (rows,)."""
-        rows = rows + [self.filling] * (self.num_rows - len(rows))
+        return dict(self.pad(rows + [self.filling] * (self.num_rows - len(rows))))
+
+    def padded_length(self, longest: Integers) -> Integers:
+        """Tokens to which micro-batches are padded, from those of their longest rows."""
         if self.pad.padding == "max_length":
-            self.pad.max_length = self.padded_length(max(len(row["input_ids"]) for row in rows))
-        return dict(self.pad(rows))
-
-    def padded_length(self, longest: int) -> int:
-        """Tokens to which the rows of a micro-batch are padded, from those of its longest."""
-        return next((length for length in self.lengths if length >= longest), longest)
+            longest = np.full_like(longest, self.pad.max_length)
+        multiple = self.pad.pad_to_multiple_of or 1
+        return -(-longest // multiple) * multiple
 
 
-def collator(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    columns: Sequence[str],
-    max_length: int,
-    pad_to_max_length: bool,
-    num_rows: int | None = None,
-) -> PaddedBatches:
-    """The collator of a run.
+def filling_row(
+    tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], *, max_length: int
+) -> dict[str, Any]:
+    """An empty row, `[CLS] [SEP]`, with the label `IGNORED` and the row number -1.
 
     Args:
-        columns: what the tokenised rows hold for the model (`input_ids`, ...).
-        num_rows: rows of every micro-batch where compiled shapes matter; None elsewhere. Lengths
-            are then multiples of a quarter of `max_length`.
+        columns: what tokenized rows hold for the model (`input_ids`, ...).
     """
     empty = tokenizer("", truncation=True, max_length=max_length)
-    filling = {name: empty[name] for name in columns} | {"labels": IGNORED, "row": -1}
-    lengths: tuple[int, ...] = ()
-    if pad_to_max_length:
-        lengths = (max_length,)
-    elif num_rows is not None:
-        lengths = tuple(-(-max_length * quarter // 4) for quarter in (1, 2, 3, 4))
-    pad = DataCollatorWithPadding(tokenizer, padding="max_length" if lengths else "longest")
-    return PaddedBatches(pad, filling, num_rows or 1, lengths)
+    return {name: empty[name] for name in columns} | {"labels": IGNORED, "row": -1}
+
+
+def compiled_multiple(max_length: int) -> int:
+    """What to pad lengths to a multiple of where each shape costs a compilation.
+
+    The largest of a quarter, a third or a half of `max_length` that divides it: four shapes at
+    most, none of them longer than `max_length`, which may be all that the model takes.
+    """
+    return next(max_length // parts for parts in (4, 3, 2, 1) if max_length % parts == 0)
+
+
+def longest_row(longest: Integers) -> Integers:
+    """The padded length of micro-batches that are padded to their longest rows."""
+    return longest
 
 
 def num_tokens(
-    lengths: Sequence[int],
-    batches: Sequence[Rows],
-    padded_length: Callable[[int], int] = lambda longest: longest,
+    lengths: Integers,
+    micro_batches: Iterable[Integers],
+    padded_length: Callable[[Integers], Integers] = longest_row,
 ) -> tuple[int, int]:
-    """Tokens of `batches`: the real ones, and those that they are padded to.
+    """Tokens of `micro_batches`: the real ones, and those that they are padded to.
 
     Args:
         lengths: tokens of each row.
-        padded_length: tokens to which a batch is padded, from those of its longest row.
+        padded_length: from the lengths of their longest rows to what micro-batches are padded to.
     """
-    own = [[lengths[row] for row in rows] for rows in batches if rows]
-    padded = sum(len(rows) * padded_length(max(rows)) for rows in own)
-    return sum(map(sum, own)), padded
+    filled = [rows for rows in micro_batches if len(rows)]
+    sizes = np.array([len(rows) for rows in filled])
+    tokens = lengths[np.concatenate(filled)]
+    longest = np.maximum.reduceat(tokens, np.cumsum(sizes) - sizes)
+    return int(tokens.sum()), int((sizes * padded_length(longest)).sum())
 
 
 def padding_share(
-    lengths: Sequence[int],
-    batches: Sequence[Rows],
-    padded_length: Callable[[int], int] = lambda longest: longest,
+    lengths: Integers,
+    micro_batches: Iterable[Integers],
+    padded_length: Callable[[Integers], Integers] = longest_row,
 ) -> float:
-    """Fraction of the tokens of `batches` that is padding; arguments as in `num_tokens`."""
-    real, padded = num_tokens(lengths, batches, padded_length)
+    """Fraction of the tokens of `micro_batches` that is padding; arguments as in `num_tokens`."""
+    real, padded = num_tokens(lengths, micro_batches, padded_length)
     return 1 - real / padded
 
 
 def padding_shares(
-    lengths: Sequence[int],
-    batches: Sequence[Sequence[Rows]],
+    lengths: Integers,
+    plan: Plan,
     *,
     max_length: int,
-    padded_length: Callable[[int], int],
+    padded_length: Callable[[Integers], Integers],
 ) -> dict[str, float]:
     """The fraction of the tokens of an epoch that is padding, for three ways of batching.
 
-    At a fixed length, in dynamically padded batches of rows as they come, and in `batches`.
+    At a fixed length, in dynamically padded batches of rows as they come, and as planned.
 
     Args:
         lengths: tokens of each row.
-        batches: the global batches of this run, each a list of micro-batches.
+        plan: the epoch of this run.
         max_length: tokens to which the first way pads.
-        padded_length: as for `padding_share`, for this run's micro-batches.
+        padded_length: as for `num_tokens`, for this run's micro-batches.
     """
-    in_order = [part.tolist() for part in np.array_split(np.arange(len(lengths)), len(batches))]
-    micro_batches = [rows for batch in batches for rows in batch]
+    in_order = np.array_split(np.arange(len(lengths)), len(plan))
+    micro_batches = (rows for batch in plan for rows in batch)
     return {
-        "fixed length": 1 - sum(lengths) / (len(lengths) * max_length),
+        "fixed length": 1 - int(lengths.sum()) / (len(lengths) * max_length),
         "plain dynamic": padding_share(lengths, in_order),
         "this run": padding_share(lengths, micro_batches, padded_length),
     }
