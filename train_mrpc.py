@@ -45,17 +45,18 @@ from lib.checkpoints.checkpoint import BEST_FILE, Checkpoints, TrainingState
 from lib.checkpoints.run_folder import RunFolder
 from lib.data import batching
 from lib.data.splits import Splits, load_splits
-from lib.data.tokenizing import encode_rows, filling_row, row_lengths, tokenizer_key
+from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
 from lib.distributed import collectives, devices
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
 from lib.report import predictions, results
 from lib.report.description import announce, describe
-from lib.tracking.run_log import RunLog, quiet_libraries
+from lib.tracking.progress import quiet_libraries
+from lib.tracking.run_log import RunLog
 from lib.tracking.trackers import tracker_names
 from lib.training import metrics, optimization
-from lib.training.evaluation import evaluate
+from lib.training.evaluation import evaluate, evaluation_loaders
 from lib.training.meter import Meter
 from lib.training.model import load_model, load_tokenizer
 from lib.training.timetable import Timetable
@@ -67,7 +68,9 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     Raises:
         Preempted: a signal stopped the run, which resumes from its newest checkpoint.
     """
-    with RunFolder(Path(config.output_dir)) as folder:
+    overwrite, resume_from = config.overwrite_output_dir, config.resume_from_checkpoint
+    path = Path(config.output_dir)
+    with RunFolder(path, overwrite=overwrite, resume_from=resume_from) as folder:
         return train(config, folder, signals)
 
 
@@ -88,14 +91,15 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     # Data, model, optimizer. One process of a machine loads first, and fills the caches.
     load = partial(load_inputs, config, folder)
     splits, tokenizer, tokenized, model = collectives.local_main_process_first(accelerator, load)
-    sampler, train_loader, eval_loaders = make_loaders(config, tokenizer, tokenized, accelerator)
-    collator, lengths = train_loader.collate_fn, row_lengths(tokenized.train)
+    loaders = make_loaders(config, tokenizer, tokenized, accelerator)
+    sampler, collator, train_loader, eval_loaders = loaders
+    lengths = row_lengths(tokenized.train)
     timetable = Timetable.of(
         len(sampler.plan(0)),
-        num_train_epochs=config.num_train_epochs,
-        max_train_steps=config.max_train_steps,
-        eval_every=config.eval_every,
-        checkpointing_steps=config.checkpointing_steps,
+        config.num_train_epochs,
+        config.max_train_steps,
+        config.eval_every,
+        config.checkpointing_steps,
     )
     optimizer, schedule = make_optimizer(config, model, timetable.num_updates, accelerator)
     facts = results.provenance(config.to_dict(), splits, model, accelerator)
@@ -104,7 +108,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
     if config.dry_run:
-        describe(splits, tokenized, sampler, train_loader, model, accelerator, timetable)
+        describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
         return {}
 
     # The output folder, and what an earlier start of this run left in it
@@ -112,14 +116,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     run = config.to_dict() | {"data_fingerprint": facts["data_fingerprint"]}
     run |= {"mixed_precision": accelerator.mixed_precision}
     keep = config.checkpoints_to_keep or (None if config.checkpointing_steps else 1)
-    claim = partial(
-        folder.claim,
-        config.to_dict(),
-        run,
-        resume_from=config.resume_from_checkpoint,
-        overwrite=config.overwrite_output_dir,
-        num_bytes=timetable.most_checkpoints(keep) * checkpoint_bytes(model),
-    )
+    num_checkpoints, num_parameters = timetable.most_checkpoints(keep), facts["num_parameters"]
+    claim = partial(folder.claim, config.to_dict(), run, num_checkpoints, num_parameters)
     source = collectives.from_main_process(accelerator, claim)
     collectives.on_all_processes(accelerator, folder.check_shared)
     explain = partial(optimization.describe_update, sampler.plan, schedule)
@@ -188,7 +186,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
             learning_rate = max(float(rate) for rate in schedule.get_last_lr())
             schedule.step()
             state.update += 1
-            meter.after_update(num_rows, *batching.num_tokens(lengths, rows, collator.padded_length))
+            num_tokens, num_padded = batching.num_tokens(lengths, rows, collator.padded_length)
+            meter.after_update(num_rows, num_tokens, num_padded)
             log.progress.advance()
             if state.update % config.logging_steps == 0 or state.update == timetable.num_updates:
                 values = {"epoch": timetable.epochs(state.update), **meter.read()}
@@ -220,11 +219,9 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
 
     outcome = {**scores, "best_update": state.best_update, "num_updates": state.update}
     outcome |= meter.overall()
-    padding = batching.padding_shares(
-        lengths, sampler.plan(0), config.max_length, collator.padded_length
-    )
-    finish = partial(results.finish, folder, log, splits, outcome, facts, predicted, padding)
-    collectives.on_main_process(accelerator, finish)
+    padding = batching.padding_shares(lengths, sampler.plan(0), collator)
+    finish = partial(results.finish, folder, log, config.to_dict(), splits, outcome, facts)
+    collectives.on_main_process(accelerator, partial(finish, predicted, lengths, padding))
     log.trackers.finish()
     accelerator.end_training()
     return outcome
@@ -239,14 +236,18 @@ def load_inputs(
         InputError: one of them cannot be used, or the output folder cannot.
     """
     if not config.dry_run:
-        folder.check_available(config.to_dict(), overwrite=config.overwrite_output_dir)
+        folder.check_available(config.to_dict())
     splits = load_splits(
         config.files() or config.dataset_name,
-        config.task_name,
+        task_name=config.task_name,
         revision=config.dataset_revision,
         text_columns=config.text_columns,
         label_column=config.label_column,
-    ).first(config.max_train_samples, config.max_eval_samples, config.max_predict_samples)
+    ).first(
+        train=config.max_train_samples,
+        validation=config.max_eval_samples,
+        test=config.max_predict_samples,
+    )
     metrics.check_metric(config.metric_for_best_model, splits.task.metrics)
     name, revision = config.model_name_or_path, config.model_revision
     trust = config.trust_remote_code
@@ -277,8 +278,10 @@ def make_loaders(
     tokenizer: PreTrainedTokenizerBase,
     tokenized: Splits,
     accelerator: Accelerator,
-) -> tuple[batching.MicroBatches, DataLoader[Any], dict[str, DataLoader[Any]]]:
-    """Create the sampler that orders the training rows, their loader, and those of evaluations."""
+) -> tuple[
+    batching.MicroBatches, batching.FillingCollator, DataLoader[Any], dict[str, DataLoader[Any]]
+]:
+    """Create the sampler that orders the training rows, the collator, and the DataLoaders."""
     compiled = devices.compiles_shapes(accelerator)
     pad = DataCollatorWithPadding(
         tokenizer,
@@ -286,7 +289,7 @@ def make_loaders(
         max_length=config.max_length,
         pad_to_multiple_of=batching.compiled_multiple(config.max_length) if compiled else None,
     )
-    collator = batching.FillingCollator(pad, filling_row(tokenizer, tokenized.train))
+    assert config.train_batch_size is not None, "resolve() sets it"
     plan = partial(
         batching.plan_epoch,
         row_lengths(tokenized.train),
@@ -296,18 +299,24 @@ def make_loaders(
         length_grouping=config.length_grouping,
     )
     sampler = batching.MicroBatches(plan)
+    names = model_columns(tokenized.train)
+    # Compiled shapes are few if micro-batches have all the same number of rows.
+    most_rows = (
+        (sampler.plan(0).most_rows, config.per_device_eval_batch_size) if compiled else (1, 1)
+    )
+    collator, eval_collator = (batching.FillingCollator(pad, names, rows) for rows in most_rows)
     train_loader = DataLoader(
         tokenized.train,
         batch_sampler=sampler,
-        collate_fn=collator.filled(sampler.plan(0).most_rows if compiled else 1),
+        collate_fn=collator,
         num_workers=config.dataloader_num_workers,
         worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
-    eval_loaders = batching.evaluation_loaders(
-        tokenized, config.per_device_eval_batch_size, collator, accelerator, filled=compiled
+    eval_loaders = evaluation_loaders(
+        tokenized, config.per_device_eval_batch_size, eval_collator, accelerator
     )
-    return sampler, train_loader, eval_loaders
+    return sampler, collator, train_loader, eval_loaders
 
 
 def make_optimizer(

@@ -88,38 +88,37 @@ class Checkpoints:
     Args:
         folder: the output folder.
         run: what the run is a function of: its configuration, and the content of its data.
-        updates_per_epoch: to record the epoch of an update.
+        objects: what else to save, by name; None for what this run has not.
         keep: how many of the newest checkpoints to keep, besides the best; None keeps all.
-        objects: what else to keep, by name.
     """
 
     def __init__(
         self,
         folder: Path,
         run: Mapping[str, Any],
-        *,
-        updates_per_epoch: int,
-        keep: int | None,
         accelerator: Accelerator,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        objects: Mapping[str, Stateful],
+        objects: Mapping[str, Stateful | None],
+        keep: int | None,
     ) -> None:
         self.folder = folder
         self.run = run
-        self.updates_per_epoch = updates_per_epoch
         self.keep = keep
         self.accelerator = accelerator
         self.by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.model = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.objects = objects
+        self.objects = {name: item for name, item in objects.items() if item is not None}
         self.saved: TrainingState | None = None
 
-    def save(self, name: str, state: TrainingState) -> None:
+    def save(self, name: str, state: TrainingState, epochs: float) -> None:
         """Write a checkpoint and prune older ones, unless this state is already on the disk.
 
         All processes call this.
+
+        Args:
+            epochs: how many are done, for the manifest.
 
         Raises:
             InputError: on all processes, if it cannot be written; earlier checkpoints stay.
@@ -135,7 +134,9 @@ class Checkpoints:
         try:
             on_main_process(self.accelerator, partial(_make_room, path))
             on_all_processes(self.accelerator, partial(self._write, path, tensors))
-            on_main_process(self.accelerator, partial(self._complete, path, state, contents))
+            on_main_process(
+                self.accelerator, partial(self._complete, path, state, epochs, contents)
+            )
         finally:
             if self.accelerator.is_main_process:
                 remove(beside(path))
@@ -148,7 +149,9 @@ class Checkpoints:
             for file, parts in tensors.items():
                 save_file(parts, beside(path) / file)
 
-    def _complete(self, path: Path, state: TrainingState, contents: Mapping[str, Any]) -> None:
+    def _complete(
+        self, path: Path, state: TrainingState, epochs: float, contents: Mapping[str, Any]
+    ) -> None:
         new = beside(path)
         with writing(path):
             for file in new.glob("random_states_*.pkl"):
@@ -159,7 +162,7 @@ class Checkpoints:
             (new / METRICS_FILE).write_bytes((self.folder / METRICS_FILE).read_bytes())
             content = {
                 "update": state.update,
-                "epoch": state.update / self.updates_per_epoch,
+                "epoch": epochs,
                 "best_update": state.best_update,
                 "num_processes": self.accelerator.num_processes,
                 "run": dict(self.run),

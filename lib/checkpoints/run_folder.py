@@ -20,6 +20,7 @@ from lib.checkpoints.atomic import (
     REPLACED,
     WRITING,
     beside,
+    check_space,
     discard,
     recover,
     remove,
@@ -52,13 +53,16 @@ SECONDS_TO_END = 120.0
 class RunFolder:
     """An output folder, which a run locks while it trains; `failed` in status.json if it raises.
 
-    Attributes:
+    Args:
         path: the folder.
-        restarted: whether torchrun or Slurm starts again the command that wrote to the folder.
+        overwrite: whether to replace another run in it. A command that torchrun or Slurm starts
+            again does not replace what its first start left.
+        resume_from: a checkpoint, or None or "auto" for the newest good one in the folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, overwrite: bool, resume_from: str | None) -> None:
         self.path = path
+        self.resume_from = resume_from
         self.lock = FolderLock(path)
         self.claimed = False
         started_again = any(
@@ -66,6 +70,7 @@ class RunFolder:
             for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
         )
         self.restarted = started_again and read_status(path).get("started_by") == _started_by()
+        self.overwrite = overwrite and not self.restarted
         self.seconds_to_lock = SECONDS_TO_END if started_again else 0.0
 
     def __enter__(self) -> "RunFolder":
@@ -84,7 +89,7 @@ class RunFolder:
                 self.write_status("failed", update, reason=reason)
         self.lock.release()
 
-    def check_available(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
+    def check_available(self, config: Mapping[str, Any]) -> None:
         """Check that this run may use the folder; writes nothing.
 
         Raises:
@@ -102,7 +107,7 @@ class RunFolder:
                 f"--output_dir {folder} already holds files that are not of a run "
                 f"({', '.join(found[:3])}): choose another folder"
             )
-        before = None if overwrite else read_config(folder)
+        before = None if self.overwrite else read_config(folder)
         if before is not None:
             check_same_run(before, config, folder)
 
@@ -110,26 +115,30 @@ class RunFolder:
         self,
         config: Mapping[str, Any],
         run: Mapping[str, Any],
-        *,
-        resume_from: str | None,
-        overwrite: bool,
+        num_checkpoints: int,
+        num_parameters: int,
     ) -> Path | None:
         """Lock the folder for this run, and return the checkpoint to resume from, if any.
 
         Args:
             config: for config.yaml.
             run: everything the run is a function of.
-            resume_from: a checkpoint, or None or "auto" for the newest good one.
-            overwrite: whether to remove what an earlier run left.
+            num_checkpoints: that will be on the disk at the same time.
+            num_parameters: of the model.
 
         Raises:
-            InputError: another process writes there, the folder cannot be written, the checkpoint
-                is damaged or of another run, or a finished run has no checkpoint left.
+            InputError: another process writes there, the folder cannot be written, the disk is
+                too small, the checkpoint is damaged or of another run, or a finished run has no
+                checkpoint left.
         """
-        source = self._find_checkpoint(run, resume_from, overwrite=overwrite)
+        source = self._find_checkpoint(run)
+        existing = manifest.owned(self.path)
+        # A checkpoint has the weights and AdamW's two moments, in fp32.
+        needed = num_checkpoints * num_parameters * 12
+        check_space(self.path, needed - sum(map(_size, existing)))
         self.lock.acquire(seconds=self.seconds_to_lock)
-        if overwrite:
-            for path in manifest.owned(self.path):
+        if self.overwrite:
+            for path in existing:
                 if source is None or path.resolve() != source.resolve():
                     discard(path)
             for name in (METRICS_FILE, WANDB_RUN_FILE):
@@ -147,9 +156,7 @@ class RunFolder:
         write_yaml(self.path / CONFIG_FILE, config)
         return source
 
-    def _find_checkpoint(
-        self, run: Mapping[str, Any], resume_from: str | None, *, overwrite: bool
-    ) -> Path | None:
+    def _find_checkpoint(self, run: Mapping[str, Any]) -> Path | None:
         """The checkpoint to resume from; None to start from the beginning.
 
         A command that is started again has come further than the checkpoint that it names.
@@ -158,16 +165,16 @@ class RunFolder:
         if status:
             self.lock.acquire(seconds=self.seconds_to_lock)
             recover(self.path)
-        named = None if resume_from in (None, "auto") else Path(str(resume_from))
+        named = None if self.resume_from in (None, "auto") else Path(str(self.resume_from))
         newest = None
-        if (named is None and not overwrite) or self.restarted:
+        if (named is None and not self.overwrite) or self.restarted:
             newest, remarks = manifest.newest(self.path)
             for remark in remarks:
                 print(f"skipped: {remark}", file=sys.stderr)
         if newest is None and named is not None:
             newest = named, manifest.verify(named)
         if newest is None:
-            self._check_restart(status, resume_from, overwrite=overwrite)
+            self._check_restart(status)
             return None
         source, content = newest
         check_same_run(content["run"], run, source)
@@ -180,11 +187,9 @@ class RunFolder:
                 )
         return source
 
-    def _check_restart(
-        self, status: Mapping[str, Any], resume_from: str | None, *, overwrite: bool
-    ) -> None:
+    def _check_restart(self, status: Mapping[str, Any]) -> None:
         """Say that a run starts from the beginning; refuse where that would lose its results."""
-        if overwrite:
+        if self.overwrite:
             return
         if status.get("status") == "finished":
             raise InputError(
@@ -192,7 +197,7 @@ class RunFolder:
                 "would train anew and replace its results: choose another folder, or give "
                 "--overwrite_output_dir"
             )
-        if resume_from or (self.path / CONFIG_FILE).exists():
+        if self.resume_from or (self.path / CONFIG_FILE).exists():
             print(f"no checkpoint in {self.path}: starting from the beginning")
 
     def check_shared(self) -> None:
@@ -255,6 +260,10 @@ class FolderLock:
     def release(self) -> None:
         """Let the next run have the folder."""
         self.lock.release()
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _started_by() -> str | None:

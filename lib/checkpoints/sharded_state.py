@@ -33,7 +33,7 @@ def gather(
 def scatter(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    weights: dict[str, Tensor],
+    weights: dict[str, Any],
     moments: dict[str, dict[str, Tensor]],
 ) -> None:
     """Load whole weights, and moments by parameter, into the shards; all ranks have both."""

@@ -370,6 +370,11 @@ class TrainConfig:
             object.__setattr__(self, name, value)
         check_rules(self)
 
+    def files(self) -> dict[str, str]:
+        """The files that were given, by split: train, validation, test."""
+        paths = {name: getattr(self, f"{name}_file") for name in ("train", "validation", "test")}
+        return {name: path for name, path in paths.items() if path is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """The flags that config.yaml keeps, as YAML takes them; no secrets."""
         values = dataclasses.asdict(self)

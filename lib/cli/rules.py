@@ -1,12 +1,13 @@
 """The rules between flags, and the numbers that several flags make together."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.errors import InputError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports this module
     from lib.cli.config import TrainConfig
 
 DEFAULT_TRAIN_BATCH_SIZE = 32
@@ -92,6 +93,30 @@ def _check_updates(config: "TrainConfig") -> None:
         )
     if config.max_train_steps is not None:
         num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, config.max_train_steps)
+
+
+def resolve(config: "TrainConfig", num_processes: int) -> tuple["TrainConfig", int]:
+    """Return the configuration without open choices, and the accumulation of each process.
+
+    The choices are the same for any number of processes.
+
+    Raises:
+        InputError: as `resolve_batch_sizes`.
+    """
+    batch_size, accumulation = resolve_batch_sizes(
+        config.train_batch_size,
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+        num_processes,
+    )
+    by_device = config.per_device_train_batch_size is not None
+    resolved = dataclasses.replace(
+        config,
+        task_name=config.task_name or ("mrpc" if config.train_file is None else None),
+        train_batch_size=batch_size,
+        gradient_accumulation_steps=None if by_device else config.gradient_accumulation_steps,
+    )
+    return resolved, accumulation
 
 
 def num_warmup_updates(num_warmup_steps: int | None, warmup_ratio: float, num_updates: int) -> int:

@@ -7,6 +7,7 @@ a plan of global batches (the rows of one update, over all processes), each cut 
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -69,9 +70,9 @@ class Plan:
 
 def plan_epoch(
     lengths: Integers,
+    epoch: int,
     *,
     seed: int,
-    epoch: int,
     batch_size: int,
     num_micro_batches: int,
     length_grouping: bool = True,
@@ -143,6 +144,28 @@ class MicroBatches(Sampler[list[int]]):
         self.batches = self.plan(epoch).part(first, last)
         return self.batches
 
+    def updates(
+        self, loader: Iterable[Any], accumulation: int, first: int, last: int
+    ) -> Iterator[tuple[list[Integers], Iterator[dict[str, torch.Tensor]]]]:
+        """Yield the rows and this process's micro-batches of the updates `first` up to `last`.
+
+        Micro-batches are fetched one by one, as Accelerate synchronizes the gradients at the last
+        one that its loader has yielded.
+
+        Args:
+            loader: a prepared loader with this sampler.
+            accumulation: micro-batches of this process for one update.
+        """
+        per_epoch = len(self.plan(0))
+        while first < last:
+            epoch, done = divmod(first, per_epoch)
+            plan = self.start(epoch=epoch, first=done, last=done + last - first)
+            micro_batches = iter(loader)
+            for rows in plan:
+                yield rows, itertools.islice(micro_batches, accumulation)
+            assert next(micro_batches, None) is None  # and Accelerate has left the loader
+            first += len(plan)
+
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
             for rows in batch:
@@ -156,19 +179,31 @@ class MicroBatches(Sampler[list[int]]):
 class FillingCollator:
     """Pads rows with `DataCollatorWithPadding`, and fills up what must not be empty.
 
+    A filling row is `[CLS] [SEP]` with the label `IGNORED` and the row number -1.
+
     Args:
-        pad: the collator that pads.
-        filling: a row that does not count, as `filling_row` makes it.
+        pad: the collator that pads; it has a `max_length`.
+        columns: what tokenized rows hold for the model (`input_ids`, ...).
         num_rows: fill up to this many rows.
     """
 
     pad: DataCollatorWithPadding
-    filling: dict[str, Any]
+    columns: Sequence[str]
     num_rows: int = 1
+
+    @functools.cached_property
+    def filling(self) -> dict[str, Any]:
+        """A row that does not count."""
+        empty = self.pad.tokenizer("", truncation=True, max_length=self.pad.max_length)
+        return {name: empty[name] for name in self.columns} | {"labels": IGNORED, "row": -1}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors of shape (rows, longest) for the model, and `labels` and `row` of (rows,)."""
         return dict(self.pad(rows + [self.filling] * (self.num_rows - len(rows))))
+
+    def filled(self, num_rows: int) -> "FillingCollator":
+        """Return the same collator, filling up to `num_rows` rows."""
+        return dataclasses.replace(self, num_rows=num_rows)
 
     def padded_length(self, longest: Integers) -> Integers:
         """Tokens to which micro-batches are padded, from those of their longest rows."""
@@ -176,18 +211,6 @@ class FillingCollator:
             longest = np.full_like(longest, self.pad.max_length)
         multiple = self.pad.pad_to_multiple_of or 1
         return -(-longest // multiple) * multiple
-
-
-def filling_row(
-    tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], *, max_length: int
-) -> dict[str, Any]:
-    """An empty row, `[CLS] [SEP]`, with the label `IGNORED` and the row number -1.
-
-    Args:
-        columns: what tokenized rows hold for the model (`input_ids`, ...).
-    """
-    empty = tokenizer("", truncation=True, max_length=max_length)
-    return {name: empty[name] for name in columns} | {"labels": IGNORED, "row": -1}
 
 
 def compiled_multiple(max_length: int) -> int:
@@ -232,29 +255,22 @@ def padding_share(
     return 1 - real / padded
 
 
-def padding_shares(
-    lengths: Integers,
-    plan: Plan,
-    *,
-    max_length: int,
-    padded_length: Callable[[Integers], Integers],
-) -> dict[str, float]:
-    """The fraction of the tokens of an epoch that is padding, for three ways of batching.
+def padding_shares(lengths: Integers, plan: Plan, collator: FillingCollator) -> dict[str, float]:
+    """Return the share of padding in the tokens of an epoch, for three ways of batching.
 
     At a fixed length, in dynamically padded batches of rows as they come, and as planned.
 
     Args:
         lengths: tokens of each row.
-        plan: the epoch of this run.
-        max_length: tokens to which the first way pads.
-        padded_length: as for `num_tokens`, for this run's micro-batches.
+        plan: the epoch of this run, whose micro-batches `collator` pads.
     """
+    assert collator.pad.max_length is not None
     in_order = np.array_split(np.arange(len(lengths)), len(plan))
     micro_batches = (rows for batch in plan for rows in batch)
     return {
-        "fixed length": 1 - int(lengths.sum()) / (len(lengths) * max_length),
+        "fixed length": 1 - int(lengths.sum()) / (len(lengths) * collator.pad.max_length),
         "plain dynamic": padding_share(lengths, in_order),
-        "this run": padding_share(lengths, micro_batches, padded_length),
+        "this run": padding_share(lengths, micro_batches, collator.padded_length),
     }
 
 

@@ -4,6 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, DynamoBackend
 
 
 def device_name(device: torch.device) -> str:
@@ -11,6 +12,12 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type.upper()} ({torch.get_num_threads()} threads)"
+
+
+def compiles_shapes(accelerator: Accelerator) -> bool:
+    """True where each new shape of a batch costs a compilation: on TPUs, and in torch.compile."""
+    compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    return compiled or accelerator.distributed_type == DistributedType.XLA
 
 
 def precision(accelerator: Accelerator) -> str:

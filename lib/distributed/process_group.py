@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed
 from accelerate.utils import is_torch_xla_available
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from lib.distributed.heartbeat import Heartbeat, lost_message
 from lib.errors import InputError, LostProcessError, NonFiniteError

@@ -34,6 +34,10 @@ class Progress:
             smoothing=0.1,
         )
 
+    def is_first(self, update: int) -> bool:
+        """True for the first update since this start."""
+        return update == self.first + 1
+
     def advance(self) -> None:
         """Count an update."""
         self.bar.update()

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from accelerate import Accelerator
 
 from lib.checkpoints.atomic import replacing, writing
 from lib.checkpoints.run_folder import METRICS_FILE
+from lib.errors import TRY_AGAIN
+from lib.tracking import wandb_charts
 from lib.tracking.progress import Progress
 from lib.tracking.trackers import Trackers
+from lib.training.evaluation import Evaluation, Predictions
+from lib.training.metrics import metric_names
 
 
 class RunLog:
@@ -23,16 +28,26 @@ class RunLog:
     Args:
         folder: the output folder.
         source: the checkpoint that the run resumes from, which holds the lines so far, or None.
+        update: updates done, of `num_updates`.
 
     Attributes:
         earlier: the lines that an earlier start of the run had written.
+        progress: the terminal.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, *, source: Path | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        source: Path | None,
+        update: int,
+        num_updates: int,
+    ) -> None:
+        self.folder = folder
         self.path = folder / METRICS_FILE
         self.accelerator = accelerator
         self.trackers = Trackers(accelerator)
-        self.progress = Progress(0, 0, shown=False)
+        self.progress = Progress(num_updates, update, shown=accelerator.is_main_process)
         self.earlier: list[dict[str, Any]] = []
         if accelerator.is_main_process:
             self.earlier = self.lines()
@@ -48,22 +63,79 @@ class RunLog:
                     found.append(json.loads(line))
         return found
 
-    def start_progress(self, num_updates: int, update: int) -> None:
-        """Start the progress bar of a run that has done `update` of `num_updates`."""
-        shown = self.accelerator.is_main_process
-        self.progress = Progress(num_updates, update, shown=shown)
+    def start_trackers(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Start the trackers that the Accelerator names.
+
+        Args:
+            config: the resolved configuration, and what else a dashboard shows of the run.
+            metrics: of the task.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        self.trackers.start(
+            [str(name) for name in self.accelerator.log_with],
+            config["wandb_project"],
+            config,
+            folder=self.folder,
+            metrics=metric_names(metrics),
+            lines=self.lines(),
+            earlier=self.earlier,
+            wandb_options={
+                "entity": config["wandb_entity"],
+                "name": config["run_name"] or self.folder.resolve().name,
+                "group": config["run_group"],
+                "tags": config["tags"],
+                "mode": config["wandb_mode"],
+            },
+        )
 
     def training(self, update: int, values: Mapping[str, float | None]) -> None:
         """Log the figures of an update."""
         self._write(update, values)
         self.progress.training(update, values)
 
-    def evaluation(
-        self, update: int, epoch: int, scores: Mapping[str, float], *, is_best: bool, remark: str
+    def evaluation(self, update: int, epoch: int, evaluation: Evaluation, is_best: bool) -> None:
+        """Log an evaluation after `update`, in `epoch` (from 0)."""
+        self._write(update, {f"eval_{name}": score for name, score in evaluation.scores.items()})
+        self.progress.evaluation(
+            update, epoch, evaluation.scores, is_best=is_best, remark=evaluation.remark
+        )
+
+    def results(
+        self,
+        results: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        predictions: Predictions,
+        texts: Mapping[str, Sequence[str]],
+        labels: Sequence[str],
+        log_model: str,
     ) -> None:
-        """Log an evaluation; arguments as for `Progress.evaluation`."""
-        self._write(update, {f"eval_{name}": score for name, score in scores.items()})
-        self.progress.evaluation(update, epoch, scores, is_best=is_best, remark=remark)
+        """Show the results on wandb: charts, the rows with the hardest first, and the model.
+
+        Args:
+            predictions: of the split that chose the best model; `texts` are its text columns.
+            labels: names of the classes; empty for a regression.
+            log_model: "file", "reference" or "none".
+        """
+        for work in (
+            partial(
+                wandb_charts.log_predictions, predictions=predictions, texts=texts, names=labels
+            ),
+            partial(wandb_charts.log_results, results=results),
+            partial(
+                wandb_charts.log_model,
+                folder=self.folder,
+                results=results,
+                provenance=provenance,
+                how=log_model,
+            ),
+        ):
+            self.trackers.call("wandb", work)
+
+    def preempted(self) -> None:
+        """Tell the trackers that the run will be resumed."""
+        self.trackers.call("wandb", lambda run: run.mark_preempting())
+        self.trackers.finish(exit_code=TRY_AGAIN)
 
     def _write(self, update: int, values: Mapping[str, float | None]) -> None:
         if self.accelerator.is_main_process:

@@ -22,7 +22,7 @@ SERVER_SECONDS = 5.0
 
 
 def lines_on_disk(folder: Path) -> tuple[set[Line], set[Line]]:
-    """Return what earlier starts logged offline, and what they logged online, from wandb's files."""
+    """Return the lines that earlier starts logged offline, and online, from wandb's files."""
     folders, run = _wandb_folder(folder) / "wandb", _known_id(folder)
     offline = wandb_lines(folders.glob(f"offline-run-*-{run}/run-{run}.wandb"))
     return offline, wandb_lines(folders.glob(f"run-*-{run}/run-{run}.wandb"))

@@ -10,8 +10,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, pad_across_processes
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader
 
+from lib.data.batching import FillingCollator, MicroBatches, plan_evaluation
+from lib.data.splits import Splits
 from lib.data.tasks import Task
+from lib.data.tokenizing import row_lengths
 from lib.training import metrics
 
 
@@ -24,6 +28,28 @@ class Predictions:
 
     logits: NDArray[np.float32]
     labels: NDArray[Any]
+
+
+def evaluation_loaders(
+    tokenized: Splits, batch_size: int, collator: FillingCollator, accelerator: Accelerator
+) -> dict[str, DataLoader[Any]]:
+    """Return a loader of every row of each validation and test split, by split.
+
+    Args:
+        batch_size: most rows of a batch.
+    """
+    loaders = {}
+    for split, rows in (tokenized.validation | tokenized.test).items():
+        plan = plan_evaluation(
+            row_lengths(rows), batch_size=batch_size, num_processes=accelerator.num_processes
+        )
+        loaders[split] = DataLoader(
+            rows,
+            batch_sampler=MicroBatches({0: plan}.__getitem__),
+            collate_fn=collator,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+    return loaders
 
 
 @torch.no_grad()
@@ -67,11 +93,12 @@ class Evaluation:
     scores: dict[str, float]
     collapsed_to: str | None
 
-    def __str__(self) -> str:
-        text = str({name: round(score, 4) for name, score in self.scores.items()})
-        if self.collapsed_to is not None:
-            text += f" (every row is predicted as {self.collapsed_to!r}: the model has collapsed)"
-        return text
+    @property
+    def remark(self) -> str:
+        """A warning for the user; empty if there is none."""
+        if self.collapsed_to is None:
+            return ""
+        return f"every row is predicted as {self.collapsed_to!r}: the model has collapsed"
 
 
 def score(predictions: Predictions, task: Task) -> Evaluation:

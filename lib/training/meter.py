@@ -62,8 +62,8 @@ class Meter:
         self.num_rows += num_rows
         self.loss_sum += self.update_loss
         self.update_loss.zero_()
-        if hasattr(grad_norm, "full_tensor"):  # a DTensor of FSDP, of which each rank has a part
-            grad_norm = grad_norm.full_tensor()
+        if isinstance(grad_norm, Tensor) and hasattr(grad_norm, "full_tensor"):
+            grad_norm = grad_norm.full_tensor()  # of FSDP, of which each rank has a part
         self.grad_norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
         bad = ~torch.isfinite(self.loss_sum)
         if not self.scaled:
@@ -124,6 +124,11 @@ class Meter:
             "grad_norm": norm if math.isfinite(norm) else None,
             "padding": padding,
         }
+
+    def overall(self) -> dict[str, Any]:
+        """Return the speed of the whole run, however often it was resumed, and its `seconds`."""
+        speeds = {f"train_{name}": value for name, value in self.speed.overall().items()}
+        return speeds | {"seconds_to_first_update": self.speed.seconds_to_first_update}
 
     def state_dict(self) -> dict[str, Any]:
         """What was summed since the last reading; all processes call this."""
@@ -189,7 +194,7 @@ class Speed:
         return rates
 
     def overall(self) -> dict[str, float]:
-        """Return the same over the whole run, however often it was resumed, and its `seconds`."""
+        """Return the same over all updates, and the `seconds` they took."""
         return {**self._rates(self.rows, self.tokens, self.seconds), "seconds": self.seconds}
 
     def state_dict(self) -> dict[str, Any]:

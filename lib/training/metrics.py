@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.data.tasks import IGNORED
+from lib.errors import InputError
 
 if TYPE_CHECKING:
     import evaluate
@@ -265,6 +266,17 @@ def display_name(name: str, labels: Sequence[str]) -> str:
         labels: names of the classes in the order of their numbers; empty for a regression.
     """
     return f"f1 of {labels[1]!r}" if name == "f1" else name
+
+
+def check_metric(name: str | None, names: Sequence[str]) -> None:
+    """Check that an evaluation with the metrics `names` has the one that chooses the best model.
+
+    Raises:
+        InputError: it has not.
+    """
+    known = metric_names(names)
+    if name is not None and name not in known:
+        raise InputError(f"--metric_for_best_model must be one of {', '.join(known)}, got {name!r}")
 
 
 def best_metric_name(names: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from lib.hub.reach import REMEDY
 
 
 def load_tokenizer(
-    name: str, *, revision: str | None, use_fast: bool, trust_remote_code: bool
+    name: str, revision: str | None, trust_remote_code: bool, *, use_fast: bool
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model on the hub or in a folder.
 
@@ -50,11 +50,12 @@ def load_tokenizer(
 
 def load_model(
     name: str,
-    *,
     revision: str | None,
-    label_names: tuple[str, ...],
-    pad_token_id: int,
     trust_remote_code: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label_names: tuple[str, ...],
+    max_length: int,
     ignore_mismatched_sizes: bool,
     reinit_layers: int,
     seed: int,
@@ -64,8 +65,8 @@ def load_model(
     New weights, of the classifier and of `reinit_layers`, are drawn from `seed` alone.
 
     Raises:
-        InputError: there are no weights, they do not fit config.json or are not finite, or the
-            classifier has another number of labels.
+        InputError: there are no weights, they do not fit config.json or the tokenizer or are not
+            finite, the classifier has another number of labels, or `max_length` is too long.
     """
     num_labels = len(label_names) or 1
     torch.manual_seed(seed)
@@ -108,8 +109,9 @@ def load_model(
         name, model, loaded["mismatched_keys"], may_replace_classifier=ignore_mismatched_sizes
     )
     if model.config.pad_token_id is None:  # models such as GPT-2 find the last token by it
-        model.config.pad_token_id = pad_token_id
+        model.config.pad_token_id = tokenizer.pad_token_id
     reinitialize(model, reinit_layers)
+    _check_fit(max_length, model, tokenizer)
     return model
 
 
@@ -184,7 +186,7 @@ def reinitialize(model: PreTrainedModel, num_layers: int) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that the model takes what the tokenizer gives.
 
     Raises:

@@ -14,11 +14,7 @@ from lib.training.model import encoder_layers
 
 
 def parameter_groups(
-    model: PreTrainedModel,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    layerwise_lr_decay: float,
+    model: PreTrainedModel, learning_rate: float, weight_decay: float, layerwise_lr_decay: float
 ) -> list[dict[str, Any]]:
     """Return AdamW's groups: no weight decay on biases and normalization weights (any vector).
 
@@ -49,7 +45,7 @@ def parameter_groups(
 
 
 def learning_rate_schedule(
-    optimizer: torch.optim.Optimizer, kind: str, *, num_warmup_updates: int, num_updates: int
+    optimizer: torch.optim.Optimizer, kind: str, num_warmup_updates: int, num_updates: int
 ) -> LambdaLR:
     """Return the schedule of the learning rate, to be stepped once per update.
 
