@@ -44,6 +44,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import math
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ from lib.distributed.collectives import (
 )
 from lib.distributed.process_group import joined
 from lib.errors import TRY_AGAIN, InputError
-from lib.report import results as report
-from lib.report.dry_run import describe
+from lib.report.dry_run import dry_run_lines
+from lib.report.predictions import write_split
+from lib.report.results import provenance, write_report, write_results
 from lib.tracking import run_log as tracking
 from lib.tracking import wandb_charts
 from lib.tracking.trackers import Trackers, tracker_names
@@ -127,7 +129,7 @@ def train(config: TrainConfig, signals: Signals, lock: Lock) -> dict[str, Any]:
         inputs.model, optimizer, train_loader, eval_loader
     )
     if config.dry_run:
-        lines = describe(
+        lines = dry_run_lines(
             inputs.splits,
             inputs.tokenised,
             sampler.batches,
@@ -560,7 +562,7 @@ def finish(
                 make_eval_loader(config, inputs, accelerator, rows)
             )
             predicted[split] = predict(best, loader, accelerator, agreement.check)
-            write = partial(report.write_split, folder, split, predicted[split], task)
+            write = partial(write_split, folder, split, predicted[split], task)
             scores = on_main_process(accelerator, partial(write, seed=config.seed))
             results |= prefixed(prefix, scores or {})
     results |= {
@@ -573,16 +575,16 @@ def finish(
     def write_all() -> None:
         facts = facts_of(config, inputs, accelerator)
         split, rows = next(iter(inputs.splits.validation.items()))
-        report.write_results(
+        write_results(
             folder,
             results,
             task=task,
-            config=config.to_dict(),
-            facts=facts,
+            provenance=facts,
             rows=rows,
             lengths=inputs.lengths,
             padding=padding,
         )
+        write_report(folder)
         texts = {column: rows[column] for column in task.columns}
         for work in (
             partial(
@@ -596,7 +598,7 @@ def finish(
                 wandb_charts.log_model,
                 folder=folder,
                 results=results,
-                facts=facts,
+                provenance=facts,
                 how=config.log_model,
             ),
         ):
@@ -604,9 +606,8 @@ def finish(
         output.write_status(folder, "finished", state.update)
         print(f"best model, of update {state.best_update}, and its results: {folder}")
         if config.push_to_hub:
-            print(
-                f"to upload it: hf upload {config.hub_model_id or folder.resolve().name} {folder}"
-            )
+            name = config.hub_model_id or folder.resolve().name
+            print(f"to upload it: {shlex.join(['hf', 'upload', name, str(folder)])}")
 
     on_main_process(accelerator, write_all)
     return results
@@ -614,7 +615,7 @@ def finish(
 
 def facts_of(config: TrainConfig, inputs: Inputs, accelerator: Accelerator) -> dict[str, Any]:
     """Where a run comes from: code, data, model and machine."""
-    return report.facts(
+    return provenance(
         data=inputs.splits.source,
         data_fingerprint=inputs.data_fingerprint,
         num_rows={split: len(rows) for split, rows in inputs.splits.all.items()},

@@ -1,6 +1,7 @@
-"""What a run would do, read back from what it would do it with."""
+"""Describe a run without training."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from accelerate import Accelerator
@@ -12,10 +13,13 @@ from lib.data.tasks import IGNORED
 from lib.distributed.collectives import precision
 from lib.training.model import device_name, loss_sum
 
+# Of the column of names; the longest is MNLI's validation_mismatched.
+WIDTH = 23
 
-def describe(
+
+def dry_run_lines(
     splits: Splits,
-    tokenised: Splits,
+    tokenized: Splits,
     batches: Sequence[Sequence[Rows]],
     train_loader: Iterable[dict[str, Tensor]],
     collate: PaddedBatches,
@@ -25,48 +29,61 @@ def describe(
     max_length: int,
     num_updates: int,
 ) -> Iterator[str]:
-    """The lines that `--dry_run` prints; runs one forward and one backward pass.
+    """Yield the lines that `--dry_run` prints; runs one forward and one backward pass.
 
     Args:
         batches: the global batches of the first epoch.
-        train_loader: the prepared loader of these batches, and `collate` what makes them.
+        train_loader: the prepared loader of these batches, and `collate` its collator.
     """
     for name, rows in splits.all.items():
         labels = rows["labels"][:]
-        withheld = sum(label == IGNORED for label in labels)
-        yield f"{name}: {len(rows)} rows" + (f", {withheld} without a label" if withheld else "")
-    yield f"labels: {', '.join(splits.task.labels) or 'a score'}"
-    yield f"features: {', '.join(model_columns(tokenised.train))}"
-    yield f"first example: {splits.train[0]}"
+        unlabeled = sum(label == IGNORED for label in labels)
+        yield _line(
+            name, f"{len(rows):,} rows" + (f", {unlabeled:,} without labels" if unlabeled else "")
+        )
+    yield _line("labels", ", ".join(splits.task.labels) or "a score (regression)")
+    yield _line("model inputs", ", ".join(model_columns(tokenized.train)))
+    for number, (name, value) in enumerate(splits.train[0].items()):
+        text = textwrap.shorten(str(value), 160, placeholder=" ...")
+        yield _line("" if number else "first row", f"{name}: {text}")
 
-    lengths = row_lengths(tokenised.train)
-    yield f"token lengths of the first 8 training rows: {lengths[:8]}"
-    first = collate([tokenised.train[row] for row in range(min(8, len(lengths)))])
+    lengths = row_lengths(tokenized.train)
+    yield _line("token lengths", f"{_listed(lengths[:8])} (the first training rows)")
+    first = collate([tokenized.train[row] for row in range(min(8, len(lengths)))])
     first.pop("row")
-    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in first.items())
-    yield f"the batch they make: {shapes}"
+    shapes = [f"{name} {' x '.join(map(str, tensor.shape))}" for name, tensor in first.items()]
+    yield _line("as one batch", ", ".join(shapes))
     truncated = sum(length == max_length for length in lengths)
     if truncated:
-        yield f"at --max_length {max_length} (longer ones are truncated): {truncated} rows"
-
+        yield _line(
+            "truncation",
+            f"{truncated:,} training rows have --max_length {max_length} tokens or more",
+        )
     shares = padding_shares(
         lengths, batches, max_length=max_length, padded_length=collate.padded_length
     )
-    words = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-    yield f"share of padding: {words}"
+    yield _line("padding", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
 
     accumulation = accelerator.gradient_accumulation_steps
     most = max(len(rows) for batch in batches for rows in batch)
     rows_of = [sum(map(len, batch)) for batch in batches]
-    yield f"updates: {len(batches)} per epoch, {num_updates} in all"
-    yield (
-        f"global batch: {min(rows_of)} to {max(rows_of)} rows = {accelerator.num_processes} "
-        f"processes x at most {most} rows x {accumulation} accumulated"
+    yield _line("updates", f"{len(batches):,} per epoch, {num_updates:,} in total")
+    yield _line("global batch", f"{min(rows_of)} to {max(rows_of)} rows")
+    yield _line(
+        "micro-batch",
+        f"at most {most} rows x {accumulation} accumulated x {accelerator.num_processes} processes",
     )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    yield f"parameters: {parameters:,}"
-    yield f"device: {device_name(accelerator.device)}, precision: {precision(accelerator)}"
-    yield _one_pass(train_loader, model, accelerator)
+    yield _line("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")
+    yield _line("device", f"{device_name(accelerator.device)}, precision {precision(accelerator)}")
+    yield _line("one backward pass", _one_pass(train_loader, model, accelerator))
+
+
+def _line(name: str, value: str) -> str:
+    return f"{name:<{WIDTH}}{value}"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _one_pass(
@@ -78,4 +95,4 @@ def _one_pass(
     loss = loss_sum(model(**batch).logits, labels) / int((labels != IGNORED).sum())
     accelerator.backward(loss * accelerator.gradient_accumulation_steps)
     norm = accelerator.clip_grad_norm_(model.parameters(), math.inf)
-    return f"forward and backward pass: loss {loss.item():.4f}, gradient norm {float(norm):.4f}"
+    return f"loss {loss.item():.4f}, gradient norm {float(norm):.4f} (no optimizer step)"
