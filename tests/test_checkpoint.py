@@ -21,12 +21,12 @@ from conftest import (
     start_script,
     wait_for,
 )
+from lib.checkpoints.output import REPLACED, beside
 from test_training import difference, run
 from transformers import AutoTokenizer, LukeConfig, LukeForSequenceClassification
 
 from lib.checkpoints import checkpoint
 from lib.checkpoints.checkpoint import TrainingState, name_at
-from lib.checkpoints.output import REPLACED, beside
 from lib.cli.parsing import parse_arguments
 from lib.demo.corpus import MODEL_DIR
 from lib.distributed.signals import Signals

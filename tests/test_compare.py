@@ -19,7 +19,7 @@ from lib.compare.significance import (
     summarise,
 )
 from lib.data.tasks import TASKS
-from lib.report.results import write_predictions
+from lib.report.predictions import write_predictions
 from lib.training import metrics
 from train_mrpc import main as train
 

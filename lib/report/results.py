@@ -1,7 +1,8 @@
-"""What a finished run leaves beside the model: predictions, manifest, report, model card."""
+"""The results of a finished run, and the report and model card made from them."""
 
-import json
+import dataclasses
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,20 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import EvalResult, ModelCardData
+from accelerate import Accelerator
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
-from lib.checkpoints.output import (
-    MANIFEST_FILE,
-    RESULTS_FILE,
-    replacing,
-    write_json,
-    write_text,
-    writing,
-)
+from lib.checkpoints.atomic import write_json, write_text, writing
+from lib.checkpoints.run_folder import FACTS_FILE, RESULTS_FILE, RunFolder, read_config
+from lib.data.splits import Splits
 from lib.data.tasks import Task
-from lib.training.evaluation import Predictions, score
-from lib.training.metrics import confidence_intervals, has_labels, predictions_of, probabilities_of
+from lib.distributed.devices import device_name, precision
+from lib.report import predictions
+from lib.report.finished_run import DATA_FILE, PAGE_FILE, read_finished_run
+from lib.report.page.mistakes import shorten, worst_rows
+from lib.tracking.run_log import RunLog
+from lib.training.evaluation import Predictions
+from lib.training.metrics import display_name, metric_names
+from lib.training.model import revision_of
+
+CARD_FILE = "README.md"
+
+# Characters of the columns of scores on the terminal.
+SPLIT_WIDTH, METRIC_WIDTH = 12, 24
 
 PACKAGES = (
     "accelerate",
@@ -39,87 +47,58 @@ PACKAGES = (
 )
 
 
-def write_predictions(
-    path: Path, logits: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+def finish(
+    folder: RunFolder,
+    log: RunLog,
+    config: Mapping[str, Any],
+    splits: Splits,
+    results: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    predicted: Predictions,
+    lengths: NDArray[Any],
+    padding: Mapping[str, float],
 ) -> None:
-    """One JSON line per row: index, prediction, the probability of each class, label if known.
+    """Write everything that a finished run leaves beside its model, and print the scores.
 
     Args:
-        logits: (rows, classes), or (rows, 1) for a regression, whose prediction is the score.
-        names: of the classes; empty for a regression.
+        config: as config.yaml has it.
+        predicted: the predictions of the split that chose the best model.
+        lengths, padding: as for `write_results`.
     """
-    predictions = predictions_of(logits)
-    probabilities = probabilities_of(logits) if names else None
-    labelled = has_labels(labels)
-
-    def lines() -> Iterator[str]:
-        for row, prediction in enumerate(predictions):
-            line: dict[str, Any] = {"index": row}
-            if probabilities is None:
-                line["prediction"] = float(prediction)
-            else:
-                line["prediction"] = names[prediction]
-                line["probabilities"] = dict(zip(names, probabilities[row].tolist(), strict=True))
-            if labelled:
-                line["label"] = names[int(labels[row])] if names else float(labels[row])
-            yield json.dumps(line, ensure_ascii=False) + "\n"
-
-    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
-        file.writelines(lines())
-
-
-def write_submission(
-    path: Path, logits: NDArray[Any], names: Sequence[str], *, submits_names: bool
-) -> None:
-    """The file that gluebenchmark.com takes: `index<TAB>prediction`, in the order of the rows."""
-    predictions = predictions_of(logits)
-    if not names:
-        values = [f"{score:.3f}" for score in np.clip(predictions, 0, 5)]  # STS-B's range
-    elif submits_names:
-        values = [names[number] for number in predictions]
-    else:
-        values = [str(number) for number in predictions]
-    rows = (f"{index}\t{value}\n" for index, value in enumerate(values))
-    write_text(path, "index\tprediction\n" + "".join(rows))
+    rows = next(iter(splits.validation.values()))
+    write_results(
+        folder.path,
+        results,
+        task=splits.task,
+        provenance=provenance,
+        rows=rows,
+        lengths=lengths,
+        padding=padding,
+    )
+    write_report(folder.path)
+    texts = {column: rows[column] for column in splits.task.columns}
+    log.results(results, provenance, predicted, texts, splits.task.labels, config["log_model"])
+    folder.write_status("finished", results["num_updates"])
+    for line in score_lines(results, splits.task):
+        print(line)
+    print(f"best model, of update {results['best_update']}: {folder.path}")
+    print(f"report: {folder.path / PAGE_FILE}")
+    if config["push_to_hub"]:
+        name = config["hub_model_id"] or folder.path.resolve().name
+        print(f"to upload it: {shlex.join(['hf', 'upload', name, str(folder.path)])}")
 
 
-def write_split(
-    folder: Path, split: str, predictions: Predictions, task: Task, *, seed: int
-) -> dict[str, Any]:
-    """Write the predictions of a split; return its scores with intervals, if it is labelled.
-
-    Returns:
-        The task's metrics and `loss`, each metric's 95% interval as `<metric>_ci95`, `num_rows`,
-        and `collapsed_to` where every row is predicted as one class.
-    """
-    target = folder / "predictions"
-    with writing(target):
-        target.mkdir(exist_ok=True)
-    logits, labels = predictions.logits, predictions.labels
-    write_predictions(target / f"{split}.jsonl", logits, labels, task.labels)
-    if split in task.test and task.submissions:
-        name = task.submissions[task.test.index(split)]
-        write_submission(target / name, logits, task.labels, submits_names=task.submits_names)
-    if not has_labels(labels):
-        return {"num_rows": len(labels)}
-    evaluated = score(predictions, task)
-    intervals = confidence_intervals(task.metrics, predictions_of(logits), labels, seed=seed)
-    results: dict[str, Any] = dict(evaluated.scores)
-    results |= {f"{name}_ci95": list(interval) for name, interval in intervals.items()}
-    results["num_rows"] = len(labels)
-    if evaluated.collapsed_to is not None:
-        results["collapsed_to"] = evaluated.collapsed_to
-    return results
-
-
-def facts(**more: Any) -> dict[str, Any]:
-    """Where a run comes from: the command, the code, its libraries, and `more`."""
-    return {
-        "command": " ".join(sys.argv),
-        "commit": git_commit(Path(__file__).parent),
-        "versions": software(),
-        **more,
-    }
+def score_lines(results: Mapping[str, Any], task: Task) -> Iterator[str]:
+    """Yield a line for each metric of each split with labels, with its 95% interval."""
+    for part, found in (("eval", task.validation), ("test", task.test)):
+        for prefix, split in zip((part, f"{part}_mm"), found, strict=False):
+            for metric in metric_names(task.metrics):
+                value = results.get(f"{prefix}_{metric}")
+                interval = results.get(f"{prefix}_{metric}_ci95")
+                if value is not None:
+                    name = display_name(metric, task.labels)
+                    between = f"  ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+                    yield f"{split:<{SPLIT_WIDTH}}{name:<{METRIC_WIDTH}}{value:.4f}{between}"
 
 
 def write_results(
@@ -127,53 +106,100 @@ def write_results(
     results: Mapping[str, Any],
     *,
     task: Task,
-    config: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    lengths: Sequence[int],
+    lengths: NDArray[Any],
     padding: Mapping[str, float],
 ) -> None:
-    """Write all_results.json, manifest.json (the `facts` and the speed), report and model card.
+    """Write all_results.json, manifest.json and report/data.json.
+
+    The last holds what `write_report` needs and no other file in the folder has: the task, the
+    texts of the rows shown, token lengths and padding.
 
     Args:
-        rows, lengths, padding: as for `report_page.write_page`.
+        folder: output folder, in which config.yaml and predictions/ are complete.
+        results: the scores of each split, prefixed, and what the training took.
+        provenance: as `provenance` returns it.
+        rows: the validation split that chose the best model, with its text columns.
+        lengths: tokens of each training row.
+        padding: shares of padding as `batching.padding_shares` returns them.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
-    # Matplotlib: a second or two that no run should start with.
-    from lib.report.page import write_page
-
-    write_json(folder / RESULTS_FILE, results)
+    config = read_config(folder)
+    assert config is not None, "a run writes its configuration before it trains"
+    path = folder / predictions.FOLDER / f"{task.validation[0]}.jsonl"
+    shown = worst_rows(*predictions.read_predictions(path, task.labels))
+    counts = np.bincount(lengths)
+    data = {
+        "task": {
+            name: getattr(task, name)
+            for name in ("columns", "labels", "metrics", "validation", "test")
+        },
+        # Decided where the run could see its files; elsewhere a path may look like a hub ID.
+        "on_hub": {
+            name: config[name] != "demo" and not Path(config[name]).exists()
+            for name in ("model_name_or_path", "dataset_name")
+        },
+        "rows_by_length": {int(length): int(counts[length]) for length in np.flatnonzero(counts)},
+        "padding": dict(padding),
+        "texts": {
+            row: [shorten(rows[row][name], config["max_length"]) for name in task.columns]
+            for row in shown
+        },
+    }
+    with writing(folder / DATA_FILE):
+        (folder / DATA_FILE).parent.mkdir(exist_ok=True)
+    write_json(folder / DATA_FILE, data)
     speed = {key: value for key, value in results.items() if key.startswith(("train_", "sec"))}
-    manifest = {**facts, **speed}
-    write_json(folder / MANIFEST_FILE, manifest)
-    plots = write_page(
-        folder,
-        task=task,
-        results=results,
-        manifest=manifest,
-        config=config,
-        rows=rows,
-        lengths=lengths,
-        padding=padding,
-    )
-    write_text(
-        folder / "README.md",
-        model_card(
-            name=folder.resolve().name,
-            base_model=config["model_name_or_path"],
-            dataset=facts["data"],
-            task_name=config["task_name"],
-            num_texts=len(task.columns),
-            splits=task.validation,
-            results=results,
-            config=config,
-            device=facts["device"],
-            plots=plots,
-        ),
-    )
+    write_json(folder / FACTS_FILE, {**provenance, **speed})
+    write_json(folder / RESULTS_FILE, results)
 
 
-def software() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's results."""
+def write_report(*folders: Path) -> None:
+    """Write report/ and the model card of finished runs, from their output folders alone.
+
+    All folders are read before anything is written.
+
+    Raises:
+        InputError: a folder holds no finished run, is damaged, or cannot be written.
+    """
+    # Matplotlib and Jinja take seconds to import, which no run should start with.
+    from lib.report.card import model_card
+    from lib.report.page.render import write_page
+
+    for run in [read_finished_run(folder) for folder in folders]:
+        plots = write_page(run)
+        write_text(run.folder / CARD_FILE, model_card(run, plots))
+
+
+def provenance(
+    config: Mapping[str, Any], splits: Splits, model: PreTrainedModel, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return where a run comes from: command, code, libraries, data, model and machine.
+
+    `data_fingerprint` is the SHA-256 of the rows that decide the weights and which are best.
+    """
+    name, revision = config["model_name_or_path"], config["model_revision"]
+    device = device_name(accelerator.device)
+    return {
+        "command": " ".join(sys.argv),
+        "commit": git_commit(Path(__file__).parent),
+        "versions": package_versions(),
+        "data": splits.source,
+        "data_fingerprint": dataclasses.replace(splits, test={}).fingerprint(),
+        "num_rows": {split: len(rows) for split, rows in splits.all.items()},
+        "model": name,
+        "model_revision": revision_of(name, revision),
+        "num_parameters": sum(weights.numel() for weights in model.parameters()),
+        "device": f"{accelerator.num_processes} x {device}",
+        "precision": precision(accelerator),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that affect results."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -184,117 +210,10 @@ def software() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit that the script was run from, with `-dirty` for changes; None outside git."""
+    """The commit checked out in `folder`, with `-dirty` if files changed; None outside git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def model_card(
-    *,
-    name: str,
-    base_model: str,
-    dataset: str,
-    task_name: str | None,
-    num_texts: int,
-    splits: Sequence[str],
-    results: Mapping[str, Any],
-    config: Mapping[str, Any],
-    device: str,
-    plots: Mapping[str, str],
-) -> str:
-    """A model card in Markdown, whose metadata hold the results as a `model-index`.
-
-    Args:
-        task_name: GLUE task; None for files of the user's own.
-        num_texts: 1 for single sentences, 2 for pairs.
-        splits: that the model was evaluated on; MNLI has two.
-        results: as in all_results.json.
-        config: the resolved configuration.
-        plots: title and path, relative to the card, of each plot.
-    """
-    scores = []
-    for key, value in results.items():
-        if key.startswith("eval_") and isinstance(value, float):
-            second = len(splits) > 1 and key.startswith("eval_mm_")
-            metric = key.removeprefix("eval_mm_" if second else "eval_")
-            scores.append((splits[second], metric, value, results.get(f"{key}_ci95")))
-    of_glue = dataset == "nyu-mll/glue"
-    base = Path(base_model).name if Path(base_model).exists() else base_model
-    data = ModelCardData(
-        model_name=name,
-        base_model=base_model if base == base_model else None,
-        library_name="transformers",
-        pipeline_tag="text-classification",
-        tags=["text-classification", "accelerate"],
-        eval_results=[
-            EvalResult(
-                task_type="text-classification",
-                dataset_type=dataset if of_glue else "custom",
-                dataset_name=f"GLUE {task_name}" if of_glue else Path(dataset).name,
-                dataset_config=task_name if of_glue else None,
-                dataset_split=split,
-                metric_type=metric,
-                metric_value=value,
-            )
-            for split, metric, value, _ in scores
-        ],
-        ignore_metadata_errors=False,
-    )
-    rows = []
-    for split, metric, value, interval in scores:
-        shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-        rows.append(f"| {split} | {metric} | {value:.4f} | {shown} |")
-    length = "num_train_epochs" if config["max_train_steps"] is None else "max_train_steps"
-    warmup = "warmup_ratio" if config["num_warmup_steps"] is None else "num_warmup_steps"
-    names: tuple[str, ...] = ("learning_rate", "layerwise_lr_decay", "train_batch_size")
-    names += (length, warmup)
-    names += ("lr_scheduler_type", "weight_decay", "max_grad_norm", "label_smoothing")
-    names += ("max_length", "seed")
-    settings = "\n".join(f"| {key} | {config[key]} |" for key in names)
-    pair = ', "text_pair": "On Monday, he said so."' if num_texts == 2 else ""
-    about = f"`{dataset}` ({task_name})" if task_name else f"`{dataset}`"
-    table = "\n".join(rows)
-    pictures = "\n\n".join(f"![{title}]({path})" for title, path in plots.items())
-    return f"""---
-{data.to_yaml()}
----
-
-# {name}
-
-`{base}` fine-tuned on {about} by `train_mrpc.py`.
-
-```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", "{name}")
-classify({{"text": "He said so on Monday."{pair}}})
-```
-
-## Results
-
-| split | metric | value | 95% interval |
-|---|---|---|---|
-{table}
-
-The intervals are bootstrapped over the validation rows; they do not cover the choice of the best
-update on these rows, nor another seed.
-
-## Plots
-
-`report/index.html` shows these with the most confident mistakes, in one file.
-
-{pictures}
-
-## Training
-
-| setting | value |
-|---|---|
-{settings}
-
-Trained on {device}. `config.yaml` holds the whole configuration, `manifest.json` the versions,
-the commit and the fingerprint of the data.
-"""

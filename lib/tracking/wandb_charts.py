@@ -1,4 +1,4 @@
-"""What a finished run shows on wandb: charts, its pairs with the hardest first, and the model."""
+"""Charts, predictions and the model of a finished run on wandb."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.tracking.trackers import without_home
+from lib.tracking.wandb_run import without_home
 from lib.training.evaluation import Predictions
 from lib.training.metrics import (
     calibration_bins,
@@ -24,7 +24,9 @@ def log_predictions(
     texts: Mapping[str, Sequence[str]],
     names: Sequence[str],
 ) -> None:
-    """Confusion matrix, precision-recall and ROC curves, calibration, and a table of the rows.
+    """Log confusion matrix, precision-recall, ROC and calibration curves, and a table of the rows.
+
+    The table starts with the rows of highest loss.
 
     Args:
         texts: the text columns of the rows.
@@ -35,7 +37,7 @@ def log_predictions(
     logits, labels = predictions.logits, predictions.labels
     if not has_labels(labels):
         return
-    answers = predictions_of(logits)
+    predicted = predictions_of(logits)
     losses = row_losses(logits, labels)
     shown: dict[str, Any] = {}
     columns: list[str | int] = ["row", *texts, "label", "prediction", "loss"]
@@ -44,7 +46,7 @@ def log_predictions(
         probabilities = probabilities_of(logits)
         shown |= {
             "eval/confusion_matrix": wandb.plot.confusion_matrix(
-                y_true=labels.tolist(), preds=answers.tolist(), class_names=list(names)
+                y_true=labels.tolist(), preds=predicted.tolist(), class_names=list(names)
             ),
             "eval/precision_recall": wandb.plot.pr_curve(
                 labels.tolist(), probabilities.tolist(), list(names)
@@ -52,11 +54,11 @@ def log_predictions(
             "eval/roc": wandb.plot.roc_curve(labels.tolist(), probabilities.tolist(), list(names)),
             "eval/calibration": _calibration(probabilities, labels),
         }
-        values += [[names[label] for label in labels], [names[answer] for answer in answers]]
+        values += [[names[label] for label in labels], [names[number] for number in predicted]]
         values += [losses.tolist(), probabilities.max(axis=1).tolist()]
         columns.append("probability")
     else:
-        values += [labels.tolist(), answers.tolist(), losses.tolist()]
+        values += [labels.tolist(), predicted.tolist(), losses.tolist()]
     rows = list(zip(*values, strict=True))
     hardest = [list(rows[row]) for row in np.argsort(-losses, kind="stable")]
     shown["eval/pairs"] = wandb.Table(columns=columns, data=hardest)
@@ -64,7 +66,7 @@ def log_predictions(
 
 
 def _calibration(probabilities: Any, labels: Any) -> Any:
-    """How often the model is right when it is so sure."""
+    """Accuracy against confidence, bin by bin."""
     import wandb
 
     confidence, accuracy, counts = calibration_bins(probabilities, labels)
@@ -74,20 +76,20 @@ def _calibration(probabilities: Any, labels: Any) -> Any:
 
 
 def log_model(
-    run: Any, *, folder: Path, results: Mapping[str, Any], facts: Mapping[str, Any], how: str
+    run: Any, *, folder: Path, results: Mapping[str, Any], provenance: Mapping[str, Any], how: str
 ) -> None:
-    """The best model as an artifact.
+    """Log the best model as an artifact.
 
     Args:
-        facts: base model, its revision and the fingerprint of the data, for its metadata.
-        how: "file" for the files themselves, "reference" for where they lie, "none".
+        results, provenance: go into the artifact's metadata.
+        how: "file" uploads the files, "reference" records their paths, "none" does nothing.
     """
     import wandb
 
     if how == "none":
         return
 
-    metadata = {name: without_home(value) for name, value in {**facts, **results}.items()}
+    metadata = {name: without_home(value) for name, value in {**provenance, **results}.items()}
     artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         path = folder / name
@@ -101,7 +103,7 @@ def log_model(
 
 
 def log_results(run: Any, *, results: Mapping[str, Any]) -> None:
-    """The final figures and their intervals in the run's summary."""
+    """Write the final scores and their intervals to the summary of the run."""
     for name, value in results.items():
         kind, _, rest = name.partition("_")
         shown = f"{kind}/{rest}" if kind in ("eval", "test") else name

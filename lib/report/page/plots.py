@@ -1,4 +1,4 @@
-"""Plots of a run: arrays in, a Matplotlib `Figure` out; nothing is shown, kept or written."""
+"""Plots of a run: each function takes arrays and returns a Matplotlib `Figure`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,19 +15,19 @@ Array = NDArray[Any]
 # Inches. At the width of a phone the text is then still as large as that of the page.
 WIDTH, HEIGHT = 4.8, 3.4
 
-# Told apart by colour-blind readers too. Source: Okabe and Ito (2008), "Color universal design".
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Distinct for color-blind readers too. Source: Okabe and Ito (2008), "Color universal design".
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#767676"
 
-# More classes than these leave no room for their numbers, their names, their curves.
-MOST_NUMBERS, MOST_NAMES, MOST_CURVES = 8, 30, len(COLOURS)
+# More classes than these leave no room for their counts, their names, their curves.
+MOST_COUNTS, MOST_NAMES, MOST_CURVES = 8, 30, len(COLORS)
 LONGEST_NAME = 18
 
 
 def learning_curve(
-    updates: Sequence[int],
+    updates: Sequence[float],
     losses: Sequence[float],
-    eval_updates: Sequence[int],
+    eval_updates: Sequence[float],
     eval_losses: Sequence[float],
     scores: Mapping[str, Sequence[float]],
     *,
@@ -47,12 +47,12 @@ def learning_curve(
     below = _plain(figure.add_subplot(grid[1, 0]))
     beside = _plain(figure.add_subplot(grid[1, 1], sharey=below))
 
-    above.plot(updates, losses, color=COLOURS[0], label="training", **_marks(updates))
-    above.plot(eval_updates, eval_losses, "o-", color=COLOURS[1], markersize=4, label="validation")
+    above.plot(updates, losses, color=COLORS[0], label="training", **_marks(updates))
+    above.plot(eval_updates, eval_losses, "o-", color=COLORS[1], markersize=4, label="validation")
     above.set_ylabel("loss")
     above.set_xlim(left=0)
-    for colour, (name, values) in zip(COLOURS, scores.items(), strict=False):
-        below.plot(eval_updates, values, "o-", color=colour, markersize=4, label=name)
+    for color, (name, values) in zip(COLORS, scores.items(), strict=False):
+        below.plot(eval_updates, values, "o-", color=color, markersize=4, label=_literal(name))
     for axes in (above, below):
         label = f"best, update {best_update}" if axes is above else None
         axes.axvline(best_update, color=GREY, linestyle="--", linewidth=1, label=label)
@@ -62,11 +62,11 @@ def learning_curve(
     above.legend(frameon=False, fontsize=9)
     below.set_ylabel("score")
 
-    for position, (colour, (value, low, high)) in enumerate(
-        zip(COLOURS, final.values(), strict=False)
+    for position, (color, (value, low, high)) in enumerate(
+        zip(COLORS, final.values(), strict=False)
     ):
-        beside.plot([position, position], [low, high], color=colour, linewidth=2)
-        beside.plot([position], [value], "o", color=colour, markersize=5)
+        beside.plot([position, position], [low, high], color=color, linewidth=2)
+        beside.plot([position], [value], "o", color=color, markersize=5)
     beside.set_xlim(-0.7, len(final) - 0.3)
     beside.set_xticks([])
     beside.set_xlabel("saved,\n95% interval", fontsize=9)
@@ -81,20 +81,20 @@ def learning_curve(
     return figure
 
 
-def learning_rate(updates: Sequence[int], rates: Sequence[float]) -> Figure:
+def learning_rate(updates: Sequence[float], rates: Sequence[float]) -> Figure:
     """The learning rate of each logged update."""
     figure, axes = _one()
-    axes.plot(updates, rates, color=COLOURS[0], **_marks(updates))
+    axes.plot(updates, rates, color=COLORS[0], **_marks(updates))
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
 
-def throughput(updates: Sequence[int], examples_per_second: Sequence[float]) -> Figure:
+def throughput(updates: Sequence[float], examples_per_second: Sequence[float]) -> Figure:
     """Training examples per second of each logged update, and their median."""
     figure, axes = _one()
-    axes.plot(updates, examples_per_second, color=COLOURS[0], **_marks(updates))
+    axes.plot(updates, examples_per_second, color=COLORS[0], **_marks(updates))
     median = float(np.median(examples_per_second))
     axes.axhline(median, color=GREY, linestyle="--", linewidth=1, label=f"median {median:.1f}")
     axes.set(xlabel="update", ylabel="examples/s", xlim=(0, None))
@@ -116,16 +116,16 @@ def confusion_matrix(predictions: Array, labels: Array, names: Sequence[str]) ->
     figure, axes = _one()
     axes.grid(visible=False)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    if len(names) <= MOST_NUMBERS:
+    if len(names) <= MOST_COUNTS:
         for (row, column), count in np.ndenumerate(counts):
             share = shares[row, column]
             words = f"{count}\n{share:.0%}" if len(names) <= 4 else f"{count}"
-            colour = "white" if share > 0.5 else "black"
-            axes.text(column, row, words, ha="center", va="center", color=colour)
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, words, ha="center", va="center", color=color)
     axes.set(xlabel="prediction", ylabel="label")
     if len(names) <= MOST_NAMES:
         ticks = range(len(names))
-        size = 10 if len(names) <= MOST_NUMBERS else 6
+        size = 10 if len(names) <= MOST_COUNTS else 6
         slanted = len(names) > 4
         axes.set_xticks(
             ticks,
@@ -167,17 +167,17 @@ def precision_recall(
     figure, axes = _one()
     averages = {}
     predictions = probabilities.argmax(axis=1)
-    for colour, number in zip(COLOURS, drawn, strict=False):
+    for color, number in zip(COLORS, drawn, strict=False):
         truth, scores = labels == number, probabilities[:, number]
         precision, recall, _ = sklearn.metrics.precision_recall_curve(truth, scores)
         averages[names[number]] = float(sklearn.metrics.average_precision_score(truth, scores))
         axes.plot(
-            recall, precision, drawstyle="steps-post", color=colour, label=_name(names[number])
+            recall, precision, drawstyle="steps-post", color=color, label=_name(names[number])
         )
         predicted = predictions == number
         if predicted.any():
             hits = (predicted & truth).sum()
-            axes.plot([hits / truth.sum()], [hits / predicted.sum()], "o", color=colour)
+            axes.plot([hits / truth.sum()], [hits / predicted.sum()], "o", color=color)
     if len(drawn) == 1:
         share = np.mean(labels == drawn[0])
         axes.axhline(share, color=GREY, linestyle="--", linewidth=1, label="by chance")
@@ -204,7 +204,7 @@ def calibration(confidences: Array, accuracies: Array, counts: Array, lowest: fl
         middles[found],
         accuracies[found],
         width=0.9 * width,
-        color=COLOURS[0],
+        color=COLORS[0],
         alpha=0.75,
         label="accuracy",
     )
@@ -213,7 +213,7 @@ def calibration(confidences: Array, accuracies: Array, counts: Array, lowest: fl
         confidences[found],
         accuracies[found],
         "o",
-        color=COLOURS[1],
+        color=COLORS[1],
         label="at mean confidence",
         clip_on=False,
     )
@@ -232,9 +232,9 @@ def calibration(confidences: Array, accuracies: Array, counts: Array, lowest: fl
 
 
 def score_scatter(predictions: Array, labels: Array) -> Figure:
-    """Predicted against labelled scores, both (rows,), of a regression."""
+    """Predicted against labeled scores, both (rows,), of a regression."""
     figure, axes = _one()
-    axes.plot(labels, predictions, "o", color=COLOURS[0], markersize=4, alpha=0.4)
+    axes.plot(labels, predictions, "o", color=COLORS[0], markersize=4, alpha=0.4)
     ends = [min(labels.min(), predictions.min()), max(labels.max(), predictions.max())]
     axes.plot(ends, ends, color="black", linestyle="--", linewidth=1.2, label="prediction = label")
     axes.set(xlabel="label", ylabel="prediction")
@@ -242,7 +242,7 @@ def score_scatter(predictions: Array, labels: Array) -> Figure:
     return figure
 
 
-def token_lengths(lengths: Sequence[int], max_length: int, padding: Mapping[str, float]) -> Figure:
+def token_lengths(lengths: Array, max_length: int, padding: Mapping[str, float]) -> Figure:
     """How many rows have how many tokens (above), and the share of padding by way of batching.
 
     Args:
@@ -252,8 +252,9 @@ def token_lengths(lengths: Sequence[int], max_length: int, padding: Mapping[str,
     figure = Figure((WIDTH, 1.4 * HEIGHT), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=[2, 1])
     above, below = (_plain(figure.add_subplot(grid[row, 0])) for row in (0, 1))
-    step = -(-max(lengths) // 40)
-    above.hist(lengths, bins=range(0, max(lengths) + step + 1, step), color=COLOURS[0])
+    longest = int(lengths.max())
+    step = -(-longest // 40)
+    above.hist(lengths, bins=range(0, longest + step + 1, step), color=COLORS[0])
     above.axvline(
         max_length, color=GREY, linestyle="--", linewidth=1, label=f"max_length {max_length}"
     )
@@ -261,7 +262,7 @@ def token_lengths(lengths: Sequence[int], max_length: int, padding: Mapping[str,
     # Above the bars, of which the tallest may stand anywhere.
     above.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))
     shares = list(padding.values())
-    bars = below.barh(list(padding), shares, color=COLOURS[: len(padding)], height=0.6)
+    bars = below.barh(list(padding), shares, color=COLORS[: len(padding)], height=0.6)
     below.bar_label(bars, labels=[f"{share:.1%}" for share in shares], padding=3)
     below.invert_yaxis()
     below.grid(visible=False)
@@ -283,12 +284,20 @@ def _plain(axes: Axes) -> Axes:
     return axes
 
 
-def _marks(updates: Sequence[int]) -> dict[str, Any]:
+def _marks(updates: Sequence[float]) -> dict[str, Any]:
     """A dot at each of few points; one alone would not show as a line."""
     return {"marker": "o", "markersize": 3} if len(updates) < 15 else {}
 
 
 def _name(name: str) -> str:
-    """A class's name as an axis can hold it; dollars would start a formula."""
-    short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-    return short.replace("$", r"\$")
+    """A class's name as an axis can hold it."""
+    return _literal(shorten_name(name))
+
+
+def shorten_name(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _literal(text: str) -> str:
+    """Text without formulas, which two dollars would enclose."""
+    return text.replace("$", r"\$")

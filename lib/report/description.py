@@ -1,0 +1,155 @@
+"""Describe a run: its header, and what `--dry_run` prints."""
+
+import math
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from lib.data.batching import FillingCollator, MicroBatches, padding_shares
+from lib.data.splits import Splits
+from lib.data.tasks import IGNORED
+from lib.data.tokenizing import model_columns, row_lengths
+from lib.distributed.devices import degradations, device_name, precision
+from lib.training.optimization import loss_sum
+from lib.training.timetable import Timetable
+
+# Of the column of names; the longest is MNLI's validation_mismatched.
+WIDTH = 23
+
+
+def announce(
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerBase,
+    timetable: Timetable,
+    accelerator: Accelerator,
+) -> None:
+    """Print the header of a run, and what it does less well than it was asked to.
+
+    The header: `train_mrpc: bert-base-uncased (109.5M) on glue, 3,668/408/1,725 rows, 2 classes,
+    575 updates of 32 rows, CPU (2 threads) -> outputs/mrpc`.
+
+    Args:
+        config: the resolved configuration, as config.yaml has it.
+        provenance: as `results.provenance` returns it.
+    """
+    if not accelerator.is_main_process:
+        return
+    model = Path(config["model_name_or_path"]).name
+    data = Path(config["train_file"] or config["dataset_name"]).name
+    rows = "/".join(f"{len(rows):,}" for rows in splits.all.values())
+    kind = f"{len(splits.task.labels)} classes" if splits.task.labels else "scores"
+    print(
+        f"train_mrpc: {model} ({provenance['num_parameters'] / 1e6:.1f}M) on {data}, {rows} rows, "
+        f"{kind}, {timetable.num_updates:,} updates of {config['train_batch_size']} rows, "
+        f"{provenance['device']} -> {config['output_dir']}",
+        flush=True,
+    )
+    notices = degradations(accelerator)
+    if not splits.task.labels and config["task_name"] is None:
+        notices.append("the labels have decimals: training for scores (a regression), not classes")
+    if config["use_slow_tokenizer"] and tokenizer.is_fast:
+        notices.append("this model has no slow tokenizer: using the fast one")
+    for notice in notices:
+        print(notice, file=sys.stderr)
+
+
+def describe(
+    splits: Splits,
+    tokenized: Splits,
+    sampler: MicroBatches,
+    collator: FillingCollator,
+    train_loader: DataLoader[Any],
+    model: nn.Module,
+    accelerator: Accelerator,
+    timetable: Timetable,
+) -> None:
+    """Print what a run would do, and do one forward and one backward pass.
+
+    Args:
+        train_loader: the prepared loader of `sampler`.
+    """
+    for line in _lines(
+        splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable
+    ):
+        if accelerator.is_main_process:
+            print(line)
+
+
+def _lines(
+    splits: Splits,
+    tokenized: Splits,
+    sampler: MicroBatches,
+    collator: FillingCollator,
+    train_loader: DataLoader[Any],
+    model: nn.Module,
+    accelerator: Accelerator,
+    timetable: Timetable,
+) -> Iterator[str]:
+    plan, max_length = sampler.plan(0), collator.pad.max_length
+    for name, rows in splits.all.items():
+        unlabeled = pc.sum(pc.equal(rows.data.column("labels"), IGNORED)).as_py()
+        yield _line(
+            name, f"{len(rows):,} rows" + (f", {unlabeled:,} without labels" if unlabeled else "")
+        )
+    yield _line("labels", ", ".join(splits.task.labels) or "a score (regression)")
+    yield _line("model inputs", ", ".join(model_columns(tokenized.train)))
+    for number, (name, value) in enumerate(splits.train[0].items()):
+        text = textwrap.shorten(str(value), 160, placeholder=" ...")
+        yield _line("" if number else "first row", f"{name}: {text}")
+
+    lengths = row_lengths(tokenized.train)
+    yield _line("token lengths", f"{_listed(lengths[:8].tolist())} (the first training rows)")
+    first = collator([tokenized.train[row] for row in range(min(8, len(lengths)))])
+    first.pop("row")
+    shapes = [f"{name} {' x '.join(map(str, tensor.shape))}" for name, tensor in first.items()]
+    yield _line("as one batch", ", ".join(shapes))
+    truncated = int((lengths == max_length).sum())
+    if truncated:
+        yield _line(
+            "truncation",
+            f"{truncated:,} training rows have --max_length {max_length} tokens or more",
+        )
+    shares = padding_shares(lengths, plan, collator)
+    yield _line("padding", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+
+    accumulation = accelerator.gradient_accumulation_steps
+    yield _line("updates", f"{len(plan):,} per epoch, {timetable.num_updates:,} in total")
+    yield _line("global batch", f"{plan.sizes.min()} to {plan.sizes.max()} rows")
+    yield _line(
+        "micro-batch",
+        f"at most {plan.most_rows} rows x {accumulation} accumulated x "
+        f"{accelerator.num_processes} processes",
+    )
+    yield _line("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")
+    yield _line("device", f"{device_name(accelerator.device)}, precision {precision(accelerator)}")
+    yield _line("one backward pass", _one_pass(train_loader, model, accelerator))
+
+
+def _line(name: str, value: str) -> str:
+    return f"{name:<{WIDTH}}{value}"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _one_pass(
+    train_loader: Iterable[dict[str, Tensor]], model: nn.Module, accelerator: Accelerator
+) -> str:
+    batch = next(iter(train_loader))
+    labels, _ = batch.pop("labels"), batch.pop("row")
+    model.train()
+    loss = loss_sum(model(**batch).logits, labels) / int((labels != IGNORED).sum())
+    accelerator.backward(loss * accelerator.gradient_accumulation_steps)
+    norm = accelerator.clip_grad_norm_(model.parameters(), math.inf)
+    return f"loss {loss.item():.4f}, gradient norm {float(norm):.4f} (no optimizer step)"

@@ -1,0 +1,247 @@
+"""A finished run, as its output folder tells it."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from lib.checkpoints.run_folder import CONFIG_FILE, FACTS_FILE, METRICS_FILE, RESULTS_FILE
+from lib.data.tasks import Task
+from lib.errors import InputError
+from lib.report import predictions
+from lib.training.metrics import best_metric_name, display_name, metric_names
+
+Array = NDArray[Any]
+
+FOLDER = "report"
+DATA_FILE = f"{FOLDER}/data.json"
+PAGE_FILE = f"{FOLDER}/index.html"
+
+AGAIN = "run the command of this run again"
+
+# What the page and the card show of config.yaml.
+SETTINGS = (
+    "learning_rate",
+    "layerwise_lr_decay",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "num_warmup_steps",
+    "train_batch_size",
+    "num_train_epochs",
+    "max_train_steps",
+    "max_length",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing",
+    "seed",
+)
+SOURCES = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
+OTHERS = ("demo", "task_name", "metric_for_best_model", "trust_remote_code")
+
+PROVENANCE = (
+    "command",
+    "commit",
+    "versions",
+    "data_fingerprint",
+    "model_revision",
+    "device",
+    "precision",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A metric on a split; `interval` is its 95% interval, which the loss does not have."""
+
+    split: str
+    metric: str
+    value: float
+    interval: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What the report shows, checked to be complete.
+
+    Attributes:
+        task: without what concerns GLUE's submissions.
+        config: the fields of config.yaml that are shown.
+        provenance: the fields of manifest.json that are shown.
+        scores: of the splits with labels, in the order of the task; `num_rows` counts their rows.
+        training: columns of the logged updates, `update`, `loss`, `learning_rate`,
+            `examples_per_second`; `evaluations` those of the evaluations, `update` and metrics.
+        predicted, labels: as `read_predictions` returns them, of the split that chose the model.
+        lengths: tokens of each training row, sorted.
+        padding: as `batching.padding_shares` returns it.
+        texts: the text columns of the worst rows, by row.
+        on_hub: whether the model and the data set, by the names of their flags, came from the hub.
+    """
+
+    folder: Path
+    task: Task
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    scores: list[Score]
+    num_rows: dict[str, int]
+    best_update: int
+    num_updates: int
+    training: dict[str, list[float]]
+    evaluations: dict[str, list[float]]
+    predicted: Array
+    labels: Array
+    lengths: Array
+    padding: dict[str, float]
+    texts: dict[int, list[str]]
+    on_hub: dict[str, bool]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def split(self) -> str:
+        """The validation split that chose the best model."""
+        return self.task.validation[0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings to show, without those that another one overrides."""
+        overridden = [
+            name
+            for name, by in (
+                ("num_train_epochs", "max_train_steps"),
+                ("warmup_ratio", "num_warmup_steps"),
+            )
+            if self.config[by] is not None
+        ]
+        return {
+            name: self.config[name]
+            for name in SETTINGS
+            if name not in overridden and self.config[name] is not None
+        }
+
+    @property
+    def best_metric(self) -> str:
+        return self.config["metric_for_best_model"] or best_metric_name(self.task.metrics)
+
+    def metric_name(self, metric: str) -> str:
+        """A metric as readers should see it, with the class of F1."""
+        return display_name(metric, self.task.labels)
+
+    @property
+    def base_model(self) -> str:
+        """The model's ID on the hub, or the name of its folder: no directory of the machine."""
+        return self._public_name("model_name_or_path")
+
+    @property
+    def data(self) -> str:
+        """The data set's ID on the hub, or the name of the training file or of the folder."""
+        return self._public_name("dataset_name" if self.is_one_source else "train_file")
+
+    @property
+    def is_one_source(self) -> bool:
+        """True for a data set on the hub or in a folder, False for a file for each split."""
+        return self.config["train_file"] is None
+
+    def data_of(self, split: str) -> str:
+        """Where the rows of a validation or test split came from, by name."""
+        if self.is_one_source:
+            return self.data
+        return self._public_name("test_file" if split in self.task.test else "validation_file")
+
+    def _public_name(self, field: str) -> str:
+        value = self.config[field]
+        return value if self.on_hub.get(field) else Path(value).name
+
+
+def read_finished_run(folder: Path) -> FinishedRun:
+    """Read an output folder; writes nothing.
+
+    Raises:
+        InputError: it holds no finished run, or one of its files is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the --output_dir of a finished run")
+    with _reading(folder / DATA_FILE) as path:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = {name: tuple(value) for name, value in data["task"].items()}
+        task = Task(**fields)
+        counts = {int(length): count for length, count in data["rows_by_length"].items()}
+        lengths = np.repeat(list(counts), list(counts.values()))
+        texts = {int(row): list(values) for row, values in data["texts"].items()}
+    with _reading(folder / RESULTS_FILE) as path:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        scores, num_rows = _scores(results, task)
+        best_update, num_updates = results["best_update"], results["num_updates"]
+    with _reading(folder / CONFIG_FILE) as path:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = {name: content[name] for name in (*SETTINGS, *SOURCES, *OTHERS)}
+    with _reading(folder / FACTS_FILE) as path:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        provenance = {name: content[name] for name in PROVENANCE}
+    with _reading(folder / METRICS_FILE) as path:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        training = {
+            name: [line[name] for line in lines if "loss" in line]
+            for name in ("update", "loss", "learning_rate", "examples_per_second")
+        }
+        evaluations = {
+            name: [line[f"eval_{name}"] for line in lines if "eval_loss" in line]
+            for name in metric_names(task.metrics)
+        }
+        evaluations["update"] = [line["update"] for line in lines if "eval_loss" in line]
+    with _reading(folder / predictions.FOLDER / f"{task.validation[0]}.jsonl") as path:
+        predicted, labels = predictions.read_predictions(path, task.labels)
+        if len(labels) != num_rows[task.validation[0]]:
+            raise ValueError(f"{len(labels)} rows instead of {num_rows[task.validation[0]]}")
+    return FinishedRun(
+        folder,
+        task,
+        config,
+        provenance,
+        scores,
+        num_rows,
+        best_update,
+        num_updates,
+        training,
+        evaluations,
+        predicted,
+        labels,
+        lengths,
+        padding=data["padding"],
+        texts=texts,
+        on_hub=data["on_hub"],
+    )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Turn whatever a missing or damaged file raises into an error that names the file."""
+    try:
+        yield path
+    except FileNotFoundError as error:
+        raise InputError(f"not the output folder of a finished run: no {path}; {AGAIN}") from error
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, yaml.YAMLError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"{path} is damaged ({reason}); {AGAIN}") from error
+
+
+def _scores(results: Mapping[str, Any], task: Task) -> tuple[list[Score], dict[str, int]]:
+    """The scores of all_results.json, and the number of rows of each split that has some."""
+    scores, num_rows = [], {}
+    for part, splits in (("eval", task.validation), ("test", task.test)):
+        # MNLI has two of each: matched and mismatched.
+        for prefix, split in zip((part, f"{part}_mm"), splits, strict=False):
+            if f"{prefix}_loss" not in results:
+                continue  # a test split without labels
+            num_rows[split] = results[f"{prefix}_num_rows"]
+            for metric in metric_names(task.metrics):
+                low_high = None if metric == "loss" else tuple(results[f"{prefix}_{metric}_ci95"])
+                scores.append(Score(split, metric, results[f"{prefix}_{metric}"], low_high))
+    return scores, num_rows
