@@ -6,10 +6,8 @@
 
 A run is a function of its configuration: the order of the rows depends on (seed, epoch), the
 learning rate on the update, the dropout on (seed, update, micro-batch, rank). A checkpoint holds
-what training computed, weights and moments, and nothing else.
-
-An `update` is one optimizer step; its rows, over all processes, are the global batch; a
-`micro-batch` is the rows of one forward pass on one process.
+only what training computed. An `update` is one optimizer step; its rows, over all processes, are
+the global batch; a `micro-batch` is the rows of one forward pass on one process.
 """
 
 import sys
@@ -30,7 +28,6 @@ if __name__ == "__main__":
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,14 +60,9 @@ from lib.training.timetable import Timetable
 
 
 def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
-    """Run from the configuration to the results, which all_results.json holds too.
-
-    Raises:
-        Preempted: a signal stopped the run, which resumes from its newest checkpoint.
-    """
+    """Run from the configuration to the results; raise `Preempted` if a signal stops the run."""
     overwrite, resume_from = config.overwrite_output_dir, config.resume_from_checkpoint
-    path = Path(config.output_dir)
-    with RunFolder(path, overwrite=overwrite, resume_from=resume_from) as folder:
+    with RunFolder(config.output_dir, overwrite=overwrite, resume_from=resume_from) as folder:
         return train(config, folder, signals)
 
 
@@ -94,16 +86,15 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     loaders = make_loaders(config, tokenizer, tokenized, accelerator)
     sampler, collator, train_loader, eval_loaders = loaders
     lengths = row_lengths(tokenized.train)
-    timetable = Timetable.of(
-        len(sampler.plan(0)),
-        config.num_train_epochs,
-        config.max_train_steps,
-        config.eval_every,
-        config.checkpointing_steps,
+    updates_per_epoch = len(sampler.plan(0))
+    num_updates = config.max_train_steps or config.num_train_epochs * updates_per_epoch
+    timetable = Timetable(
+        num_updates, updates_per_epoch, config.eval_every, config.checkpointing_steps
     )
-    optimizer, schedule = make_optimizer(config, model, timetable.num_updates, accelerator)
+    optimizer, schedule = make_optimizer(config, model, num_updates, accelerator)
     facts = results.provenance(config.to_dict(), splits, model, accelerator)
     announce(config.to_dict(), facts, splits, tokenizer, timetable, accelerator)
+    optimization.configure_deepspeed(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
@@ -120,24 +111,26 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     claim = partial(folder.claim, config.to_dict(), run, num_checkpoints, num_parameters)
     source = collectives.from_main_process(accelerator, claim)
     collectives.on_all_processes(accelerator, folder.check_shared)
-    explain = partial(optimization.describe_update, sampler.plan, schedule)
-    meter = Meter(accelerator, optimizer, explain)
+    describe_update = partial(optimization.describe_update, sampler.plan, schedule)
+    meter = Meter(accelerator, optimizer, describe_update)
     best = BestModel(folder.path, accelerator, model, tokenizer)
     objects = {"meter": meter, "scaler": accelerator.scaler}
-    checkpoints = Checkpoints(folder.path, run, accelerator, model, optimizer, objects, keep)
+    checkpoints = Checkpoints(
+        folder.path, run, accelerator, model, optimizer, objects, keep, updates_per_epoch
+    )
     state = TrainingState()
     if source is not None:
         state = checkpoints.resume(source)
         optimization.set_learning_rate(schedule, state.update)
         if state.best_update:
             best.restore(source / BEST_FILE)
-    log = RunLog(folder.path, accelerator, source, state.update, timetable.num_updates)
+    log = RunLog(folder.path, accelerator, source, state.update, num_updates)
     log.start_trackers(config.to_dict() | facts, splits.task.metrics)
 
     metric = config.metric_for_best_model or metrics.best_metric_name(splits.task.metrics)
     eval_loader = eval_loaders[splits.task.validation[0]]
     patience = config.early_stopping_patience or math.inf
-    updates = sampler.updates(train_loader, accumulation, state.update, timetable.num_updates)
+    updates = sampler.updates(train_loader, accumulation, state.update, num_updates)
     try:
         model.train()
         meter.speed.start()
@@ -156,7 +149,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                     if is_best:
                         best.save()
                 if checkpoint:
-                    checkpoints.save(checkpoint, state, timetable.epochs(state.update))
+                    checkpoints.save(checkpoint, state)
                 model.train()
                 meter.speed.start()
             batches = None if state.num_worse >= patience else next(updates, None)
@@ -189,7 +182,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
             num_tokens, num_padded = batching.num_tokens(lengths, rows, collator.padded_length)
             meter.after_update(num_rows, num_tokens, num_padded)
             log.progress.advance()
-            if state.update % config.logging_steps == 0 or state.update == timetable.num_updates:
+            if state.update % config.logging_steps == 0 or state.update == num_updates:
                 values = {"epoch": timetable.epochs(state.update), **meter.read()}
                 values |= {"learning_rate": learning_rate, **meter.speed.read()}
                 log.training(state.update, values)
@@ -205,17 +198,16 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     except Preempted as preempted:
         meter.check()
         meter.speed.pause()
-        when = f"after update {state.update} of {timetable.num_updates}"
         if state.update > 0:
             name = timetable.checkpoint_due(state.update) or f"step_{state.update}"
-            checkpoints.save(name, state, timetable.epochs(state.update))
-            when += f", which {folder.path} keeps"
+            checkpoints.save(name, state)
         if accelerator.is_main_process:
             folder.write_status("preempted", state.update)
         log.preempted()
         accelerator.state.destroy_process_group()
-        when += ": run the same command again to resume"
-        raise Preempted(preempted.signal_name, when) from None
+        when = f"after update {state.update} of {num_updates}"
+        again = f"{when}: run the same command again to resume"
+        raise Preempted(preempted.signal_name, again) from None
 
     outcome = {**scores, "best_update": state.best_update, "num_updates": state.update}
     outcome |= meter.overall()
@@ -230,11 +222,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
 def load_inputs(
     config: TrainConfig, folder: RunFolder
 ) -> tuple[Splits, PreTrainedTokenizerBase, Splits, PreTrainedModel]:
-    """Load the rows, the tokenizer, the tokenized rows and the model.
-
-    Raises:
-        InputError: one of them cannot be used, or the output folder cannot.
-    """
+    """Load the rows, the tokenizer, the tokenized rows and the model, and check them all."""
     if not config.dry_run:
         folder.check_available(config.to_dict())
     splits = load_splits(
@@ -243,11 +231,7 @@ def load_inputs(
         revision=config.dataset_revision,
         text_columns=config.text_columns,
         label_column=config.label_column,
-    ).first(
-        train=config.max_train_samples,
-        validation=config.max_eval_samples,
-        test=config.max_predict_samples,
-    )
+    ).first(config.max_train_samples, config.max_eval_samples, config.max_predict_samples)
     metrics.check_metric(config.metric_for_best_model, splits.task.metrics)
     name, revision = config.model_name_or_path, config.model_revision
     trust = config.trust_remote_code
@@ -290,21 +274,18 @@ def make_loaders(
         pad_to_multiple_of=batching.compiled_multiple(config.max_length) if compiled else None,
     )
     assert config.train_batch_size is not None, "resolve() sets it"
+    num_micro_batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    most_rows = math.ceil(config.train_batch_size / num_micro_batches) if compiled else None
+    collator = batching.FillingCollator(pad, model_columns(tokenized.train), most_rows)
     plan = partial(
         batching.plan_epoch,
         row_lengths(tokenized.train),
         seed=config.seed,
         batch_size=config.train_batch_size,
-        num_micro_batches=accelerator.num_processes * accelerator.gradient_accumulation_steps,
+        num_micro_batches=num_micro_batches,
         length_grouping=config.length_grouping,
     )
     sampler = batching.MicroBatches(plan)
-    names = model_columns(tokenized.train)
-    # Compiled shapes are few if micro-batches have all the same number of rows.
-    most_rows = (
-        (sampler.plan(0).most_rows, config.per_device_eval_batch_size) if compiled else (1, 1)
-    )
-    collator, eval_collator = (batching.FillingCollator(pad, names, rows) for rows in most_rows)
     train_loader = DataLoader(
         tokenized.train,
         batch_sampler=sampler,
@@ -313,9 +294,8 @@ def make_loaders(
         worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
-    eval_loaders = evaluation_loaders(
-        tokenized, config.per_device_eval_batch_size, eval_collator, accelerator
-    )
+    batch_size = config.per_device_eval_batch_size
+    eval_loaders = evaluation_loaders(tokenized, batch_size, collator, accelerator)
     return sampler, collator, train_loader, eval_loaders
 
 

@@ -90,6 +90,7 @@ class Checkpoints:
         run: what the run is a function of: its configuration, and the content of its data.
         objects: what else to save, by name; None for what this run has not.
         keep: how many of the newest checkpoints to keep, besides the best; None keeps all.
+        updates_per_epoch: to record the epoch of an update.
     """
 
     def __init__(
@@ -101,10 +102,12 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         objects: Mapping[str, Stateful | None],
         keep: int | None,
+        updates_per_epoch: int,
     ) -> None:
         self.folder = folder
         self.run = run
         self.keep = keep
+        self.updates_per_epoch = updates_per_epoch
         self.accelerator = accelerator
         self.by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.model = accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -112,13 +115,10 @@ class Checkpoints:
         self.objects = {name: item for name, item in objects.items() if item is not None}
         self.saved: TrainingState | None = None
 
-    def save(self, name: str, state: TrainingState, epochs: float) -> None:
+    def save(self, name: str, state: TrainingState) -> None:
         """Write a checkpoint and prune older ones, unless this state is already on the disk.
 
         All processes call this.
-
-        Args:
-            epochs: how many are done, for the manifest.
 
         Raises:
             InputError: on all processes, if it cannot be written; earlier checkpoints stay.
@@ -134,9 +134,7 @@ class Checkpoints:
         try:
             on_main_process(self.accelerator, partial(_make_room, path))
             on_all_processes(self.accelerator, partial(self._write, path, tensors))
-            on_main_process(
-                self.accelerator, partial(self._complete, path, state, epochs, contents)
-            )
+            on_main_process(self.accelerator, partial(self._complete, path, state, contents))
         finally:
             if self.accelerator.is_main_process:
                 remove(beside(path))
@@ -149,9 +147,7 @@ class Checkpoints:
             for file, parts in tensors.items():
                 save_file(parts, beside(path) / file)
 
-    def _complete(
-        self, path: Path, state: TrainingState, epochs: float, contents: Mapping[str, Any]
-    ) -> None:
+    def _complete(self, path: Path, state: TrainingState, contents: Mapping[str, Any]) -> None:
         new = beside(path)
         with writing(path):
             for file in new.glob("random_states_*.pkl"):
@@ -162,7 +158,7 @@ class Checkpoints:
             (new / METRICS_FILE).write_bytes((self.folder / METRICS_FILE).read_bytes())
             content = {
                 "update": state.update,
-                "epoch": epochs,
+                "epoch": state.update / self.updates_per_epoch,
                 "best_update": state.best_update,
                 "num_processes": self.accelerator.num_processes,
                 "run": dict(self.run),

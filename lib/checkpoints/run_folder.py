@@ -60,16 +60,16 @@ class RunFolder:
         resume_from: a checkpoint, or None or "auto" for the newest good one in the folder.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool, resume_from: str | None) -> None:
-        self.path = path
+    def __init__(self, path: str, *, overwrite: bool, resume_from: str | None) -> None:
+        self.path = Path(path)
         self.resume_from = resume_from
-        self.lock = FolderLock(path)
+        self.lock = FolderLock(self.path)
         self.claimed = False
         started_again = any(
             int(os.environ.get(name, "0")) > 0
             for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
         )
-        self.restarted = started_again and read_status(path).get("started_by") == _started_by()
+        self.restarted = started_again and read_status(self.path).get("started_by") == _started_by()
         self.overwrite = overwrite and not self.restarted
         self.seconds_to_lock = SECONDS_TO_END if started_again else 0.0
 

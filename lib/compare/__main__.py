@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.checkpoints.output import (
+from lib.checkpoints.run_folder import (
     CONFIG_FILE,
-    MANIFEST_FILE,
+    FACTS_FILE,
     RESULTS_FILE,
     STATUS_FILE,
     read_config,
 )
-from lib.cli.config import FREE_TO_CHANGE
+from lib.cli.resuming import FREE_FLAGS
 from lib.compare.significance import (
     FEWEST_RUNS,
     Difference,
@@ -45,7 +45,7 @@ from lib.data.tasks import TASKS, task_of_files
 from lib.errors import InputError
 
 # Fields in which runs of one recipe may differ.
-NOT_OF_THE_RECIPE = {*FREE_TO_CHANGE, "seed"}
+NOT_OF_THE_RECIPE = {*FREE_FLAGS, "seed"}
 
 LOWER_IS_BETTER = ("loss", "seconds")
 
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> Run:
     if config is None:
         raise InputError(f"{folder} is not the folder of a run: it holds no {CONFIG_FILE}")
     status = _read_json(folder / STATUS_FILE).get("status", "finished")
-    written = (RESULTS_FILE, MANIFEST_FILE)
+    written = (RESULTS_FILE, FACTS_FILE)
     missing = [name for name in written if not (folder / name).exists()]
     if status != "finished" or missing:
         found = f"its status is {status!r}" if status != "finished" else f"it has no {missing[0]}"

@@ -184,12 +184,12 @@ class FillingCollator:
     Args:
         pad: the collator that pads; it has a `max_length`.
         columns: what tokenized rows hold for the model (`input_ids`, ...).
-        num_rows: fill up to this many rows.
+        num_rows: fill up to this many rows; None fills only what would be empty.
     """
 
     pad: DataCollatorWithPadding
     columns: Sequence[str]
-    num_rows: int = 1
+    num_rows: int | None = None
 
     @functools.cached_property
     def filling(self) -> dict[str, Any]:
@@ -199,11 +199,11 @@ class FillingCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors of shape (rows, longest) for the model, and `labels` and `row` of (rows,)."""
-        return dict(self.pad(rows + [self.filling] * (self.num_rows - len(rows))))
+        return dict(self.pad(rows + [self.filling] * ((self.num_rows or 1) - len(rows))))
 
-    def filled(self, num_rows: int) -> "FillingCollator":
-        """Return the same collator, filling up to `num_rows` rows."""
-        return dataclasses.replace(self, num_rows=num_rows)
+    def resized(self, num_rows: int) -> "FillingCollator":
+        """Return the same collator for micro-batches of up to `num_rows` rows."""
+        return self if self.num_rows is None else dataclasses.replace(self, num_rows=num_rows)
 
     def padded_length(self, longest: Integers) -> Integers:
         """Tokens to which micro-batches are padded, from those of their longest rows."""

@@ -34,7 +34,7 @@ class Splits:
     def all(self) -> dict[str, Dataset]:
         return {"train": self.train, **self.validation, **self.test}
 
-    def first(self, *, train: int | None, validation: int | None, test: int | None) -> "Splits":
+    def first(self, train: int | None, validation: int | None, test: int | None) -> "Splits":
         """The first rows of each split, or all of them where the count is None."""
 
         def rows(split: Dataset, count: int | None) -> Dataset:

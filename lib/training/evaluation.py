@@ -46,7 +46,7 @@ def evaluation_loaders(
         loaders[split] = DataLoader(
             rows,
             batch_sampler=MicroBatches({0: plan}.__getitem__),
-            collate_fn=collator,
+            collate_fn=collator.resized(batch_size),
             pin_memory=accelerator.device.type == "cuda",
         )
     return loaders

@@ -108,7 +108,7 @@ def describe_update(plan: Callable[[int], Any], schedule: LambdaLR, update: int)
 
 
 def configure_deepspeed(
-    accelerator: Accelerator, *, max_grad_norm: float, micro_batch_size: int
+    accelerator: Accelerator, max_grad_norm: float, micro_batch_size: int
 ) -> None:
     """Tell DeepSpeed, where it is used, to clip, and the batch size that it cannot read.
 

@@ -19,19 +19,6 @@ class Timetable:
     eval_every: int | None
     checkpointing_steps: str | None
 
-    @classmethod
-    def of(
-        cls,
-        updates_per_epoch: int,
-        num_train_epochs: int,
-        max_train_steps: int | None,
-        eval_every: int | None,
-        checkpointing_steps: str | None,
-    ) -> "Timetable":
-        """Create the timetable that the flags of these names describe."""
-        num_updates = max_train_steps or num_train_epochs * updates_per_epoch
-        return cls(num_updates, updates_per_epoch, eval_every, checkpointing_steps)
-
     def epochs(self, update: int) -> float:
         """How many epochs are done after this update."""
         return update / self.updates_per_epoch
