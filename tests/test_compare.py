@@ -1,5 +1,6 @@
 import html.parser
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,10 @@ from conftest import ROOT
 from lib.cli.parsing import parse_arguments
 from lib.compare.__main__ import main
 from lib.compare.significance import (
-    compare,
+    difference_of_means,
     score_covariances,
     standard_error_of_share,
-    summarise,
+    summarize,
 )
 from lib.data.tasks import TASKS
 from lib.report.predictions import write_predictions
@@ -27,14 +28,14 @@ LABELS = np.array([1, 1, 1, 0, 0, 1, 1, 1, 0, 0])
 
 
 def wrong_in(*rows, labels=LABELS):
-    """Predictions that are right but for some rows."""
+    """Predictions that are wrong in some rows only."""
     predictions = labels.copy()
     predictions[list(rows)] = 1 - predictions[list(rows)]
     return predictions
 
 
 def make_run(folder, predictions, *, labels=LABELS, seed=0, fingerprint="f" * 64, **config):
-    """The files of a finished run that are read, as a run writes them."""
+    """Write what `lib.compare` reads of a finished run, as a run writes it."""
     (folder / "predictions").mkdir(parents=True)
     config = {"task_name": "mrpc", "max_predict_samples": None, "seed": seed, **config}
     task = TASKS[config["task_name"]]
@@ -69,12 +70,12 @@ def three(tmp_path):
 
 
 def compared(capsys, *arguments):
-    """What `--format json` says."""
+    """The comparison as `--format json` prints it."""
     assert main([*map(str, arguments), "--format", "json"]) == 0
     return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
 
 
-def refusal(capsys, *arguments):
+def error_line(capsys, *arguments):
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -82,7 +83,7 @@ def refusal(capsys, *arguments):
     return printed.err
 
 
-def test_a_table_over_seeds_by_hand(three, capsys):
+def test_table_over_seeds_by_hand(three, capsys):
     content = compared(capsys, *three)["sets"]["A"]
     accuracy = content["figures"]["eval_accuracy"]
     assert accuracy["num_runs"] == 3
@@ -90,47 +91,53 @@ def test_a_table_over_seeds_by_hand(three, capsys):
     assert accuracy["standard_deviation"] == pytest.approx(0.1)
     # Student's t for two degrees of freedom, from a printed table: 4.303.
     half = 4.303 * 0.1 / 3**0.5
-    assert accuracy["interval"] == pytest.approx([0.8 - half, 0.8 + half], abs=1e-4)
+    assert accuracy["interval"] == pytest.approx([0.8 - half, 1], abs=1e-4)  # 0.8 + half > 1
     assert accuracy["best"] == {"value": 0.9, "run": three[0]}
     assert accuracy["worst"] == {"value": 0.7, "run": three[2]}
     assert content["num_rows"] == 10
     assert "eval_num_rows" not in content["figures"]
 
 
-def test_the_best_loss_is_the_lowest_and_the_best_speed_the_highest(three, capsys):
+def test_best_loss_is_the_lowest_and_best_speed_the_highest(three, capsys):
     figures = compared(capsys, *three)["sets"]["A"]["figures"]
     assert figures["eval_loss"]["best"]["run"] == three[0]
     assert figures["train_examples_per_second"]["best"]["value"] == 12
     assert figures["train_examples_per_second"]["mean"] == pytest.approx(11)
 
 
-def test_one_run_has_no_interval_and_says_so(three, capsys):
+def test_single_run_has_no_interval_and_says_so(three, capsys):
     content = compared(capsys, three[0])
     assert content["sets"]["A"]["figures"]["eval_accuracy"]["interval"] is None
-    assert "A is a single run: one seed has no interval." in content["words"]
+    assert "A is a single run: one seed has no interval." in content["sentences"]
 
 
-def test_the_standard_error_of_the_rows_is_told(three, capsys):
+def test_standard_error_of_the_rows_is_printed(three, capsys):
     # 80% of 10 rows: sqrt(0.8 * 0.2 / 10) = 0.126
     assert main(three) == 0
     printed = capsys.readouterr().out
-    assert "10 validation rows leave a standard error of 12.6 points of accuracy" in printed
+    assert (
+        "With 10 validation rows the accuracy of each model has a standard error of 12.6 points"
+        in printed
+    )
     assert standard_error_of_share(0.87, 408) == pytest.approx(0.0166, abs=1e-4)
 
 
-def test_a_collapsed_run_is_named(three, tmp_path, capsys):
+def test_collapsed_run_is_named(three, tmp_path, capsys):
     collapsed = make_run(tmp_path / "run.s3", np.ones(10, int), seed=3)
     content = compared(capsys, *three, collapsed)
     assert content["sets"]["A"]["collapsed"] == {collapsed: "equivalent"}
-    assert content["words"][0].startswith(f"{collapsed} (A) collapsed")
+    assert content["sentences"][0].startswith(f"{collapsed} (A) collapsed")
 
 
-def test_a_set_of_several_recipes_is_told_from_one_of_seeds(three, tmp_path, capsys):
+def test_set_that_mixes_recipes_is_reported(three, tmp_path, capsys):
     runs = [
         make_run(tmp_path / f"rate.s{seed}", wrong_in(seed), seed=seed, learning_rate=rate)
         for seed, rate in enumerate((1e-4, 2e-4))
     ]
-    assert "not of one recipe (they differ in learning_rate)" in compared(capsys, *runs)["words"][0]
+    assert (
+        "not of one recipe (they differ in learning_rate)"
+        in compared(capsys, *runs)["sentences"][0]
+    )
     assert compared(capsys, *three)["sets"]["A"]["recipes_differ_in"] == []
 
 
@@ -138,7 +145,7 @@ def test_a_set_of_several_recipes_is_told_from_one_of_seeds(three, tmp_path, cap
 
 
 def runs_of(folder, share, *, labels, seeds, generator, **config):
-    """Runs that are each wrong in rows of their own, `share` of them."""
+    """Runs that are each wrong in `share` of the rows, drawn for each run."""
     runs = []
     for seed in seeds:
         wrong = generator.permutation(len(labels))[: round(share * len(labels))]
@@ -170,44 +177,89 @@ def sets(tmp_path):
     return made
 
 
-def test_a_difference_far_beyond_the_noise_is_called_one(sets, capsys):
+def test_difference_far_beyond_the_noise_is_significant(sets, capsys):
     good, bad = sets
     content = compared(capsys, *good, "--against", *bad)
     accuracy = content["difference"]["metrics"]["accuracy"]
     assert accuracy["difference"] == pytest.approx(0.25)
     assert accuracy["interval"][0] > 0
     assert accuracy["distinguishable"] is True
-    assert content["difference"]["decides"] == "combined_score"
-    said = " ".join(content["words"])
+    assert content["difference"]["deciding_metric"] == "combined_score"
+    said = " ".join(content["sentences"])
     assert "A is higher by more than noise" in said
     assert "differ in: learning_rate 0.0001 and 0.1" in said
-    assert "B is higher by more" in " ".join(compared(capsys, *bad, "--against", *good)["words"])
+    assert "B is higher by more" in " ".join(
+        compared(capsys, *bad, "--against", *good)["sentences"]
+    )
 
 
-def test_no_winner_is_named_where_there_is_none(three, tmp_path, capsys):
+def test_no_winner_is_named_within_the_noise(three, tmp_path, capsys):
     others = [
         make_run(tmp_path / f"other.s{seed}", wrong_in(*rows), seed=seed)
         for seed, rows in enumerate(([1], [1, 4], [4, 8]))
     ]
     content = compared(capsys, *three, "--against", *others)
-    said = " ".join(content["words"])
+    said = " ".join(content["sentences"])
     assert content["difference"]["metrics"]["combined_score"]["distinguishable"] is False
     assert "not distinguishable from noise" in said
     assert "higher" not in said
     assert "standard error of 12.6 points" in said
 
 
+def test_intervals_of_scores_stay_in_their_range(three, tmp_path, capsys):
+    # 0.9, 0.8 and 0.7 of ten rows: t gives 0.55 to 1.05, and the losses of 0.1 to 0.3 go below 0.
+    figures = compared(capsys, *three)["sets"]["A"]["figures"]
+    assert figures["eval_accuracy"]["interval"] == pytest.approx([0.5516, 1], abs=1e-4)
+    assert figures["eval_loss"]["interval"] == pytest.approx([-0.0484, 0.4484], abs=1e-4)
+    assert figures["train_examples_per_second"]["interval"][1] > 1
+    for score in ("f1", "combined_score"):
+        assert figures[f"eval_{score}"]["interval"][1] <= 1
+    # Two models that are right in no row or in all but one: 0.9, of at most 1.
+    wrong = make_run(tmp_path / "wrong", 1 - LABELS, learning_rate=1.0)
+    metrics = compared(capsys, three[0], "--against", wrong)["difference"]["metrics"]
+    assert metrics["accuracy"]["difference"] == pytest.approx(0.9)
+    assert metrics["accuracy"]["interval"][1] == 1
+
+
+def test_correlations_may_be_negative(tmp_path, capsys):
+    labels = np.arange(10.0)
+    runs = []
+    for seed, name in enumerate(("up", "down", "up again")):
+        noise = np.random.default_rng(seed).random(10)
+        predictions = noise + (-labels if name == "down" else labels)
+        runs.append(
+            make_run(
+                tmp_path / name, predictions, labels=labels, seed=seed, task_name="stsb", rate=seed
+            )
+        )
+    content = compared(capsys, *runs)
+    assert content["sets"]["A"]["figures"]["eval_pearson"]["interval"] == [-1, 1]
+    difference = compared(capsys, runs[0], "--against", runs[1])["difference"]
+    assert difference["metrics"]["pearson"]["interval"][1] > 1.9
+
+
+def test_f1_is_printed_with_its_class(sets, capsys):
+    good, bad = sets
+    for output in ("text", "markdown", "html"):
+        assert main([*good, "--against", *bad, "--format", output]) == 0
+        printed = capsys.readouterr().out.replace("&#39;", "'")
+        assert printed.count("eval_f1 of 'equivalent'") == 2
+        assert printed.count("f1 of 'equivalent'") == 3
+    difference = compared(capsys, *good, "--against", *bad)["difference"]
+    assert difference["metrics"]["f1"]["title"] == "f1 of 'equivalent'"
+
+
 @pytest.mark.parametrize("num_runs", [1, 2])
-def test_too_few_runs_say_nothing_of_other_seeds(sets, capsys, num_runs):
+def test_too_few_runs_give_no_verdict(sets, capsys, num_runs):
     good, bad = sets
     content = compared(capsys, *good[:num_runs], "--against", *bad)
     assert content["difference"]["metrics"]["accuracy"]["distinguishable"] is None
-    assert f"takes 3 runs of each at the least, here are {num_runs} and 3" in " ".join(
-        content["words"]
+    assert f"it takes at least 3 of each, here are {num_runs} and 3" in " ".join(
+        content["sentences"]
     )
 
 
-def test_what_is_printed_is_the_same_each_time(sets, capsys):
+def test_output_is_deterministic(sets, capsys):
     good, bad = sets
     assert compared(capsys, *good, "--against", *bad) == compared(capsys, *good, "--against", *bad)
 
@@ -249,80 +301,80 @@ def test_real_runs_are_read(flags, tmp_path, capsys):
     assert content["difference"]["metrics"]["f1"]["difference"] == pytest.approx(
         results[0]["eval_f1"] - results[1]["eval_f1"]
     )
-    assert "differ in: nothing but the seed." in " ".join(content["words"])
+    assert "differ in: nothing but the seed." in " ".join(content["sentences"])
 
 
 # ---------------------------------------------------------------------------- refusals
 
 
-def test_other_data_are_refused(three, tmp_path, capsys):
+def test_runs_on_other_data_are_refused(three, tmp_path, capsys):
     other = make_run(tmp_path / "other", wrong_in(7), fingerprint="e" * 64)
-    said = refusal(capsys, *three, "--against", other)
+    said = error_line(capsys, *three, "--against", other)
     assert other in said
     assert "data_fingerprint eeeeeeee and ffffffff" in said
 
 
-def test_a_seed_counts_once(three, tmp_path, capsys):
-    """On another machine the last digits are others, but it is no other draw."""
+def test_same_seed_twice_is_refused(three, tmp_path, capsys):
+    """On another machine the last digits differ, but the seed is the same draw."""
     again = make_run(tmp_path / "again", wrong_in(7), seed=2)
-    assert f"{again} has the recipe and the seed of {three[2]}" in refusal(capsys, *three, again)
+    assert f"{again} has the recipe and the seed of {three[2]}" in error_line(capsys, *three, again)
 
 
-def test_another_precision_is_another_recipe(three, tmp_path, capsys):
+def test_precision_is_part_of_the_recipe(three, tmp_path, capsys):
     other = make_run(tmp_path / "other", wrong_in(7), seed=1)
     for run, precision in ((three[0], "no"), (other, "bf16")):
         path = Path(run) / "manifest.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "precision": precision}))
-    words = compared(capsys, three[0], "--against", other)["words"]
+    words = compared(capsys, three[0], "--against", other)["sentences"]
     assert "The first runs of A and B differ in: precision no and bf16." in words
 
 
-def test_other_test_rows_are_no_other_data(three, tmp_path, capsys):
+def test_number_of_test_rows_does_not_matter(three, tmp_path, capsys):
     other = make_run(tmp_path / "other", wrong_in(7), seed=3, max_predict_samples=8)
     content = compared(capsys, *three, other)
     assert content["sets"]["A"]["recipes_differ_in"] == []
 
 
-def test_other_rows_or_labels_are_refused(three, tmp_path, capsys):
+def test_other_rows_labels_or_tasks_are_refused(three, tmp_path, capsys):
     short = make_run(tmp_path / "short", LABELS[:8], labels=LABELS[:8])
-    assert "8 and 10 validation rows" in refusal(capsys, three[0], short)
+    assert "8 and 10 validation rows" in error_line(capsys, three[0], short)
     labels = wrong_in(4)
-    relabelled = make_run(tmp_path / "relabelled", labels, labels=labels)
-    assert "row 4 is labelled otherwise" in refusal(capsys, three[0], relabelled)
+    relabeled = make_run(tmp_path / "relabeled", labels, labels=labels)
+    assert "row 4 has another label" in error_line(capsys, three[0], relabeled)
     rte = make_run(tmp_path / "rte", LABELS, task_name="rte")
-    assert "tasks mrpc and rte" in refusal(capsys, three[0], "--against", rte)
+    assert "tasks mrpc and rte" in error_line(capsys, three[0], "--against", rte)
 
 
-def test_runs_that_are_not_finished_are_refused(three, tmp_path, capsys):
+def test_unfinished_runs_are_refused(three, tmp_path, capsys):
     status = tmp_path / "run.s0" / "status.json"
     status.write_text('{"status": "preempted", "update": 3}')
-    assert "not finished (its status is 'preempted')" in refusal(capsys, *three)
+    assert "not finished (its status is 'preempted')" in error_line(capsys, *three)
     status.write_text('{"status": "finished", "update": 3}')
     assert main(three) == 0
     capsys.readouterr()
     (tmp_path / "run.s1" / "manifest.json").unlink()
-    assert "run.s1: the run is not finished (it has no manifest.json)" in refusal(capsys, *three)
+    assert "run.s1: the run is not finished (it has no manifest.json)" in error_line(capsys, *three)
 
 
-def test_what_is_no_run_is_refused(three, tmp_path, capsys):
-    assert "no such folder" in refusal(capsys, tmp_path / "nowhere")
+def test_folders_without_a_readable_run_are_refused(three, tmp_path, capsys):
+    assert "no such folder" in error_line(capsys, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "holds no config.yaml" in refusal(capsys, tmp_path / "empty")
+    assert "has no config.yaml" in error_line(capsys, tmp_path / "empty")
     predictions = tmp_path / "run.s0" / "predictions" / "validation.jsonl"
     predictions.write_text('{"index": 0, "prediction": "equivalent"}\n')
-    assert "validation.jsonl does not hold" in refusal(capsys, *three)
+    assert "validation.jsonl does not have" in error_line(capsys, *three)
     predictions.write_text("")
-    assert "validation.jsonl does not hold" in refusal(capsys, *three)
+    assert "validation.jsonl does not have" in error_line(capsys, *three)
     predictions.unlink()
-    assert "validation.jsonl cannot be read" in refusal(capsys, *three)
+    assert "validation.jsonl cannot be read" in error_line(capsys, *three)
     (tmp_path / "run.s1" / "all_results.json").write_text("{")
-    assert "all_results.json cannot be read" in refusal(capsys, *three[1:])
+    assert "all_results.json cannot be read" in error_line(capsys, *three[1:])
 
 
-def test_a_run_counts_once(three, tmp_path, capsys):
-    assert "given twice" in refusal(capsys, *three, "--against", three[1])
+def test_same_run_twice_is_refused(three, tmp_path, capsys):
+    assert "given twice" in error_line(capsys, *three, "--against", three[1])
     copy = make_run(tmp_path / "copy", wrong_in(0), seed=0)
-    assert "the same run once more" in refusal(capsys, three[0], copy)
+    assert "a copy of the same run" in error_line(capsys, three[0], copy)
 
 
 # ---------------------------------------------------------------------------- formats
@@ -333,7 +385,7 @@ def test_text_aligns_its_columns(three, capsys):
     header, first = capsys.readouterr().out.splitlines()[1:3]
     assert first.startswith("eval_accuracy ")
     assert first.index("0.8000") == header.index("mean")
-    assert first.index("0.5516 to 1.0484") == header.index("95% interval")
+    assert first.index("0.5516 to 1.0000") == header.index("95% interval")
 
 
 def test_markdown_has_a_table_and_escapes_names(tmp_path, capsys):
@@ -345,7 +397,7 @@ def test_markdown_has_a_table_and_escapes_names(tmp_path, capsys):
     assert "<b>" not in printed
 
 
-def test_html_escapes_names_and_needs_nothing_else(sets, tmp_path, capsys):
+def test_html_escapes_names_and_needs_no_other_file(sets, tmp_path, capsys):
     good, bad = sets
     evil = tmp_path / "<script>alert('x')"
     (tmp_path / "good" / "s0").rename(evil)
@@ -369,11 +421,24 @@ def test_html_escapes_names_and_needs_nothing_else(sets, tmp_path, capsys):
     assert any("A is higher by more than noise" in text for text in texts)
 
 
+def test_it_runs_as_a_module_from_any_folder(three, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.compare", *(Path(run).name for run in three)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("A: run.s0, run.s1, run.s2")
+
+
 def test_nothing_heavy_is_imported(sets):
     good, bad = sets
     code = (
         "import sys; from lib.compare.__main__ import main; main(sys.argv[1:]);"
-        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+        "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'scipy.stats'};"
+        "assert not heavy & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *good, "--against", *bad],
@@ -397,26 +462,26 @@ def test_covariances_over_rows_are_those_of_means():
     assert found == pytest.approx(expected, abs=0.05 * expected.max())
 
 
-def test_without_noise_of_rows_the_test_is_that_of_welch():
+def test_without_row_noise_the_test_equals_welch():
     a, b = np.array([0.80, 0.82, 0.84]), np.array([0.70, 0.75, 0.76, 0.81])
-    found = compare(a, b, np.zeros((7, 7)))
+    found = difference_of_means(a, b, np.zeros((7, 7)))
     expected = scipy.stats.ttest_ind(a, b, equal_var=False)
     assert found.p_value == pytest.approx(expected.pvalue)
     assert found.degrees_of_freedom == pytest.approx(expected.df)
     assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
-def test_the_parts_of_the_variance_by_hand():
+def test_parts_of_the_variance_by_hand():
     # Variances of 4, covariances of 1 within a set and of 0.5 between: rows alone give runs of
     # a set a variance of 4 - 1 = 3, their mean of three 1, and the sets 1 + 1 - 2 * 0.5 = 1 more.
     covariance = np.full((6, 6), 0.5)
     covariance[:3, :3] = covariance[3:, 3:] = 1
     np.fill_diagonal(covariance, 4)
-    same = compare(np.full(3, 0.8), np.full(3, 0.7), covariance)
+    same = difference_of_means(np.full(3, 0.8), np.full(3, 0.7), covariance)
     assert same.standard_error == pytest.approx((1 + 1 + 1) ** 0.5)
     assert same.degrees_of_freedom == pytest.approx(3**2 / (1 / 2 + 1 / 2))
     # Runs of A further apart than their rows explain: 16 / 3 instead of 1.
-    apart = compare(np.array([-4.0, 0, 4]), np.full(3, 0.7), covariance)
+    apart = difference_of_means(np.array([-4.0, 0, 4]), np.full(3, 0.7), covariance)
     assert apart.standard_error == pytest.approx((16 / 3 + 1 + 1) ** 0.5)
 
 
@@ -424,31 +489,32 @@ def test_two_models_are_compared_row_by_row():
     # Right and wrong in the same rows but for one of ten: the variance is that of one row.
     a, b = wrong_in(0), wrong_in(0, 1)
     covariance = score_covariances(["accuracy"], np.stack([a, b]), LABELS, seed=0)["accuracy"]
-    found = compare(np.array([0.9]), np.array([0.8]), covariance)
+    found = difference_of_means(np.array([0.9]), np.array([0.8]), covariance)
     assert found.standard_error == pytest.approx((0.1 * 0.9 / 10) ** 0.5, rel=0.05)
     assert found.distinguishable is None
 
 
-def test_runs_that_answer_alike_do_not_differ():
-    found = compare(np.full(3, 0.7), np.full(3, 0.7), np.zeros((6, 6)))
+def test_identical_scores_do_not_differ():
+    found = difference_of_means(np.full(3, 0.7), np.full(3, 0.7), np.zeros((6, 6)))
     assert (found.p_value, found.distinguishable) == (1, False)
 
 
-def test_summary_of_values_by_hand():
-    found = summarise([1.0, 2.0, 3.0, 4.0])
+def test_summary_by_hand():
+    found = summarize([1.0, 2.0, 3.0, 4.0])
     # Student's t for three degrees of freedom: 3.182; sd: sqrt(5 / 3).
     assert found.interval == pytest.approx((2.5 - 2.054, 2.5 + 2.054), abs=1e-3)
+    assert summarize([1.0, 2.0, 3.0, 4.0], (1, 4)).interval == (1, 4)
 
 
 NUM_ROWS = 200
 
 
 def simulated(generator, sizes, *, seeds, rows, recipes, better=0.0):
-    """Runs of two recipes, equal in expectation if `better` is 0, and what the test says of them.
+    """Simulate runs of two recipes, equal in expectation if `better` is 0, and test them.
 
-    A row is answered rightly if the sum of normal deviates is positive: its own easiness (standard
-    deviation `rows`, for both recipes), one for each recipe (`recipes`), one for each seed
-    (`seeds`, for all its rows), and one for each answer (1).
+    A run predicts a row correctly if a sum of normal deviates is positive: the easiness of the row
+    (standard deviation `rows`, for both recipes), one for each row and recipe (`recipes`), one for
+    each seed (`seeds`, for all its rows), and one for each prediction (1).
     """
     labels = generator.random(NUM_ROWS) < 0.68
     easiness = 1 + generator.normal(0, rows, NUM_ROWS)
@@ -470,7 +536,7 @@ def simulated(generator, sizes, *, seeds, rows, recipes, better=0.0):
     )["combined_score"]
     ones = np.ones((1, NUM_ROWS))
     scores = metrics.resampled_scores(names, predictions, labels, ones)["combined_score"][0]
-    return compare(scores[: sizes[0]], scores[sizes[0] :], covariance).distinguishable
+    return difference_of_means(scores[: sizes[0]], scores[sizes[0] :], covariance).distinguishable
 
 
 SITUATIONS = {
@@ -483,7 +549,7 @@ SITUATIONS = {
 
 @pytest.mark.parametrize("sizes", [(3, 3), (3, 5), (5, 5)], ids=str)
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_equal_recipes_are_called_different_no_more_often_than_stated(situation, sizes):
+def test_equal_recipes_are_called_different_at_most_as_often_as_stated(situation, sizes):
     generator = np.random.default_rng(0)
     trials = 300
     different = sum(simulated(generator, sizes, **SITUATIONS[situation]) for _ in range(trials))

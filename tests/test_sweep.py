@@ -13,7 +13,7 @@ from wandb.sdk.launch.sweeps.utils import (
 
 from lib.cli.config import FIELDS
 from lib.cli.parsing import parse_arguments
-from lib.compare.significance import FEWEST_RUNS
+from lib.compare.significance import MIN_RUNS
 from lib.data.tasks import TASKS
 from lib.training.metrics import best_metric_name
 
@@ -78,4 +78,4 @@ def test_the_metric_is_one_that_runs_log():
 
 def test_each_recipe_gets_the_seeds_that_a_verdict_needs():
     seeds = SWEEP["parameters"]["seed"]["values"]
-    assert len(set(seeds)) >= FEWEST_RUNS
+    assert len(set(seeds)) >= MIN_RUNS

@@ -1,8 +1,8 @@
-"""What a few runs say of a recipe: the mean over runs, and whether two sets of runs differ.
+"""Statistics of a few runs: their mean, and whether two sets of runs differ.
 
-Runs of one recipe are a sample of its seeds, and the rows a sample of the task. A statement about
-recipes has to allow for both: runs x rows is a crossed design, as readers x cases is in the
-assessment of diagnostic tests, where the theory comes from.
+The runs of a recipe sample its seeds, and the rows sample the task. A statement about recipes has
+to allow for both: runs x rows is a crossed design, like readers x cases in the assessment of
+diagnostic tests, where the theory comes from.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ Array = NDArray[Any]
 LEVEL = 0.05
 NUM_RESAMPLES = 10_000
 
-# With two runs the estimated variance has one degree of freedom, and where there is no difference
-# the test says "different" in up to 6% of the cases.
-FEWEST_RUNS = 3
+# Of each set. With two runs the estimated variance has one degree of freedom, and the test calls
+# equal recipes different in up to 6% of the cases.
+MIN_RUNS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +36,35 @@ class Summary:
     interval: tuple[float, float] | None
 
 
-def summarise(values: Sequence[float]) -> Summary:
+def summarize(values: Sequence[float], score_range: tuple[float, float] | None = None) -> Summary:
     """Mean, sample standard deviation, and the 95% t interval of the mean.
 
-    The interval says where the mean over all seeds lies, on these rows. Source: Student (1908).
+    The interval covers the mean over all seeds, on these rows. Source: Student (1908).
+
+    Args:
+        values: of a figure, one for each run.
+        score_range: lowest and highest possible value, to which the interval is clipped.
     """
     num_runs, mean = len(values), float(np.mean(values))
     if num_runs == 1:
         return Summary(1, mean, None, None)
     deviation = float(np.std(values, ddof=1))
     half = float(scipy.special.stdtrit(num_runs - 1, 1 - LEVEL / 2)) * deviation / num_runs**0.5
-    return Summary(num_runs, mean, deviation, (mean - half, mean + half))
+    return Summary(num_runs, mean, deviation, _interval(mean, half, score_range))
+
+
+def _interval(
+    center: float, half: float, limits: tuple[float, float] | None
+) -> tuple[float, float]:
+    """`center` plus and minus `half`, clipped to `limits`."""
+    low, high = center - half, center + half
+    if limits:
+        low, high = np.clip((low, high), *limits).tolist()
+    return low, high
 
 
 def standard_error_of_share(share: float, num_rows: int) -> float:
-    """How far a share of `num_rows` rows lies from that of all rows: sqrt(p (1 - p) / n)."""
+    """Standard error of a share of `num_rows` rows: sqrt(p (1 - p) / n)."""
     return math.sqrt(share * (1 - share) / num_rows)
 
 
@@ -58,8 +72,8 @@ def standard_error_of_share(share: float, num_rows: int) -> float:
 class Difference:
     """Set A minus set B in the mean of a metric over runs.
 
-    With fewer than `FEWEST_RUNS` in a set the interval is that of these very models on other
-    rows; it says nothing of other seeds, and `distinguishable` is None.
+    If a set has fewer than `MIN_RUNS`, the interval covers these same models on other rows but not
+    other seeds, and `distinguishable` is None.
     """
 
     difference: float
@@ -70,33 +84,38 @@ class Difference:
     distinguishable: bool | None
 
 
-def compare(scores_a: Array, scores_b: Array, covariance: Array) -> Difference:
-    """Whether two recipes differ in the expectation of a score, over seeds and rows.
+def difference_of_means(
+    scores_a: Array,
+    scores_b: Array,
+    covariance: Array,
+    score_range: tuple[float, float] | None = None,
+) -> Difference:
+    """Test whether two recipes differ in the expectation of a score, over seeds and rows.
 
-    The variance of the difference of the means is that between the runs of A, over their number,
-    the same for B, and what is common to the runs of a set, since all are scored on the same
-    rows: cov_AA + cov_BB - 2 cov_AB, means of covariances of different runs over samples of rows.
-    The first two are estimated from the scores, the last by a bootstrap over rows; its degrees of
-    freedom are Satterthwaite's. The variance between runs is not taken to be less than what the
-    rows alone make of it (the variance of a run minus the covariance of two): that of the seeds
-    is not negative.
+    The variance of the difference of the means has three parts: the variance between the runs of
+    A over their number, the same for B, and what the runs of a set share because all are scored on
+    the same rows: cov_AA + cov_BB - 2 cov_AB, means of covariances of different runs over samples
+    of rows. The scores give the first two, a bootstrap over rows the third; the degrees of freedom
+    are Satterthwaite's. The variance between runs is at least what the rows alone cause (the
+    variance of a run minus the covariance of two), since that of the seeds cannot be negative.
 
-    Resampling the runs instead, and taking percentiles (Owen, 2007, with rows), has intervals too
-    narrow for so few: of three runs a bootstrap sees two thirds of the variance, and normal
-    quantiles.
+    Percentiles of resampled runs and rows (Owen, 2007) give intervals that are too narrow for so
+    few runs: with three, a bootstrap sees two thirds of the variance and uses normal quantiles.
 
     Args:
         scores_a: (runs of A,), on all rows.
         scores_b: (runs of B,).
-        covariance: (runs of A and B, the same) of the scores over samples of rows.
+        covariance: (runs of A and B, runs of A and B) of the scores over samples of rows.
+        score_range: lowest and highest possible score; the interval is clipped to the differences
+            that they allow.
 
     Source: Obuchowski and Rockette (1995), Communications in Statistics 24(2), with the readers
-    nested in the tests; degrees of freedom as in Hillis (2007), Statistics in Medicine 26(3), of
+    nested in the tests; degrees of freedom as in Hillis (2007), Statistics in Medicine 26(3), with
     unequal variances as in Welch (1947), Biometrika 34(1-2).
     """
     num_a, num_b = len(scores_a), len(scores_b)
     difference = float(np.mean(scores_a) - np.mean(scores_b))
-    if min(num_a, num_b) < FEWEST_RUNS:
+    if min(num_a, num_b) < MIN_RUNS:
         weights = np.repeat([1 / num_a, -1 / num_b], [num_a, num_b])
         variance, freedom = float(weights @ covariance @ weights), math.inf
     else:
@@ -114,27 +133,29 @@ def compare(scores_a: Array, scores_b: Array, covariance: Array) -> Difference:
         spread = parts[0] ** 2 / (num_a - 1) + parts[1] ** 2 / (num_b - 1)
         freedom = variance**2 / spread if spread else math.inf
     error = math.sqrt(max(0.0, variance))
-    # `stdtr` takes infinite degrees of freedom for the normal distribution.
+    # With infinite degrees of freedom `stdtr` is the normal distribution.
     half = float(scipy.special.stdtrit(freedom, 1 - LEVEL / 2)) * error
     if error:
         p_value = 2 * float(scipy.special.stdtr(freedom, -abs(difference) / error))
     else:
         p_value = float(difference == 0)
+    # A score less another of the same range.
+    limits = score_range and (score_range[0] - score_range[1], score_range[1] - score_range[0])
     return Difference(
         difference,
         error,
         freedom,
-        (difference - half, difference + half),
+        _interval(difference, half, limits),
         p_value,
-        p_value < LEVEL if min(num_a, num_b) >= FEWEST_RUNS else None,
+        p_value < LEVEL if min(num_a, num_b) >= MIN_RUNS else None,
     )
 
 
 def _diagonal_and_rest(covariance: Array) -> tuple[float, float]:
-    """Mean variance, and mean covariance of two different runs."""
-    number = len(covariance)
+    """Mean variance of a run, and mean covariance of two different runs."""
+    num_runs = len(covariance)
     total, trace = float(covariance.sum()), float(np.trace(covariance))
-    return trace / number, (total - trace) / (number * (number - 1))
+    return trace / num_runs, (total - trace) / (num_runs * (num_runs - 1))
 
 
 def score_covariances(
