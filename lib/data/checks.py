@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -154,7 +153,7 @@ def number_labels(
     *,
     test: bool,
     by_number: bool,
-) -> pyarrow.Array:
+) -> pyarrow.ChunkedArray:
     """The number of each row's label: int64 for classes, float64 for scores.
 
     Args:
@@ -166,15 +165,14 @@ def number_labels(
         InputError: naming the first row whose label is missing or unknown.
     """
     kind = pyarrow.int64() if names else pyarrow.float64()
-    ignored = pyarrow.array(np.full(len(rows), IGNORED)).cast(kind)
     if label_column not in rows.column_names:
-        return ignored
+        return pyarrow.chunked_array([pyarrow.repeat(pyarrow.scalar(IGNORED, kind), len(rows))])
     column = rows.data.column(label_column)
     if pyarrow.types.is_nested(column.type):
         raise InputError(f"{where}: {label_column} must hold one label for each row")
     values = pc.unique(column)
     if test and all(_is_float(value) and float(value) == -1 for value in values.to_pylist()):
-        return ignored
+        return pyarrow.chunked_array([pyarrow.repeat(pyarrow.scalar(IGNORED, kind), len(rows))])
     # A column of class numbers already counts from 0, in the order of the names.
     numbered = isinstance(rows.features[label_column], datasets.ClassLabel)
     positions = pc.index_in(column, values)
@@ -189,7 +187,8 @@ def number_labels(
         except InputError as problem:
             row = pc.index(positions, position).as_py() + 1
             raise InputError(f"{where}, row {row}: {problem}") from None
-    return pyarrow.array(numbers, kind).take(positions.combine_chunks())
+    numbers = pyarrow.array(numbers, kind)
+    return pyarrow.chunked_array([numbers.take(chunk) for chunk in positions.chunks], kind)
 
 
 def _number_of(label: Any, names: Sequence[str], *, numbered: bool, by_number: bool) -> int | float:

@@ -16,6 +16,10 @@ from lib.data.sources import cache_folder, read_splits, written_whole
 from lib.data.tasks import TASKS, Task, task_of_files
 from lib.errors import InputError
 
+# Rows that `Dataset.map` hands on and writes at once: what is read at a start, where each of them
+# begins, then lies on few pages of the mapped file.
+ROWS_PER_BATCH = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
@@ -67,6 +71,8 @@ class Splits:
                 function,
                 cache_file_name=str(folder / f"{name}.arrow"),
                 new_fingerprint=f"{key}-{name}",
+                batch_size=ROWS_PER_BATCH,
+                writer_batch_size=ROWS_PER_BATCH,
                 **options,
             )
 
