@@ -64,8 +64,8 @@ def _learning_curve(run: FinishedRun) -> Plot:
         final=final,
     )
     caption = (
-        f"Loss and metrics over {run.num_updates} updates. The saved model is that of update "
-        f"{run.best_update}."
+        f"Loss and metrics by update. The saved model is that of update {run.best_update} of "
+        f"{run.num_updates}."
     )
     return Plot("Learning curve", figure, caption)
 

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 NUM_SHOWN = 20
+# Of a word on average, so that a text without spaces is cut too.
+MOST_CHARACTERS = 12
 
-# Marks point at a minority of the words, or at nothing: below this similarity (the share of the
-# words of both texts that stand in both, in the same order) most words would be marked.
-LEAST_SIMILARITY = 0.5
+# The share of the words of two texts that stand in both, in the same order. Below it marks would
+# cover most words and point at nothing: 6.5% of MRPC's 3,668 training pairs are below, and 99.9% of
+# the same sentences paired at random.
+LEAST_SIMILARITY = 0.4
 
 Piece = tuple[str, bool]
 
@@ -103,8 +106,9 @@ def mark_differences(texts: Sequence[str]) -> list[list[Piece]] | None:
 
 def shorten(text: str, max_words: int) -> str:
     """The first words of a text: what the model does not read explains no mistake."""
-    words = _words(text)
-    return "".join(words) if len(words) <= max_words else "".join(words[:max_words]) + " …"
+    words = _words(text[: MOST_CHARACTERS * max_words])
+    shown = "".join(words[:max_words])
+    return shown if shown == text.strip() else f"{shown} …"
 
 
 def _words(text: str) -> list[str]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# Inches. At the width of a phone the text is then still as large as that of the page.
-WIDTH, HEIGHT = 4.8, 3.4
+# Inches: on a phone, text in the plots is as large as that of the page. LOW is for one curve.
+WIDTH, HEIGHT, LOW = 4.8, 3.4, 2.3
 
 # Distinct for color-blind readers too. Source: Okabe and Ito (2008), "Color universal design".
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -74,7 +74,7 @@ def learning_curve(
     figure.legend(
         *below.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=3,
+        ncols=3 if sum(map(len, scores)) < 40 else 2,
         frameon=False,
         fontsize=9,
     )
@@ -83,7 +83,7 @@ def learning_curve(
 
 def learning_rate(updates: Sequence[float], rates: Sequence[float]) -> Figure:
     """The learning rate of each logged update."""
-    figure, axes = _one()
+    figure, axes = _one(LOW)
     axes.plot(updates, rates, color=COLORS[0], **_marks(updates))
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, None), ylim=(0, None))
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -93,7 +93,7 @@ def learning_rate(updates: Sequence[float], rates: Sequence[float]) -> Figure:
 
 def throughput(updates: Sequence[float], examples_per_second: Sequence[float]) -> Figure:
     """Training examples per second of each logged update, and their median."""
-    figure, axes = _one()
+    figure, axes = _one(LOW)
     axes.plot(updates, examples_per_second, color=COLORS[0], **_marks(updates))
     median = float(np.median(examples_per_second))
     axes.axhline(median, color=GREY, linestyle="--", linewidth=1, label=f"median {median:.1f}")
@@ -126,7 +126,7 @@ def confusion_matrix(predictions: Array, labels: Array, names: Sequence[str]) ->
     if len(names) <= MOST_NAMES:
         ticks = range(len(names))
         size = 10 if len(names) <= MOST_COUNTS else 6
-        slanted = len(names) > 4
+        slanted = len(names) > 2
         axes.set_xticks(
             ticks,
             list(map(_name, names)),
@@ -182,7 +182,8 @@ def precision_recall(
         share = np.mean(labels == drawn[0])
         axes.axhline(share, color=GREY, linestyle="--", linewidth=1, label="by chance")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    # Curves may run anywhere in the axes.
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return figure, averages
 
 
@@ -272,8 +273,8 @@ def token_lengths(lengths: Array, max_length: int, padding: Mapping[str, float])
     return figure
 
 
-def _one() -> tuple[Figure, Axes]:
-    figure = Figure((WIDTH, HEIGHT), layout="constrained")
+def _one(height: float = HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure((WIDTH, height), layout="constrained")
     return figure, _plain(figure.add_subplot())
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from lib.checkpoints.atomic import replacing, write_text, writing
 from lib.report.finished_run import FOLDER, PAGE_FILE, FinishedRun
 from lib.report.page.figures import NAMES, Plot, draw
-from lib.report.page.mistakes import mistakes
+from lib.report.page.mistakes import LEAST_SIMILARITY, mistakes
 from lib.report.page.scores import baseline, choice, headline, score_tables, warning
 
 DOTS_PER_INCH = 200
@@ -62,6 +62,7 @@ def _html(run: FinishedRun, plots: dict[str, Plot], pictures: dict[str, bytes]) 
         plots=plots.values(),
         sources=[_data_url(picture) for picture in pictures.values()],
         mistakes=mistakes(predicted, labels, run.texts, names),
+        least_similarity=LEAST_SIMILARITY,
         details=_details(run),
     )
 

@@ -86,7 +86,7 @@ def score_tables(run: FinishedRun) -> list[Table]:
 
 
 def warning(predicted: Array, labels: Array, names: Sequence[str]) -> str | None:
-    """A sentence on a model that has collapsed or never predicts some class; None if it is fine.
+    """A sentence on a model that has collapsed or never predicts some label; None if it is fine.
 
     Args:
         predicted, labels: as `read_predictions` returns them.
@@ -100,17 +100,17 @@ def warning(predicted: Array, labels: Array, names: Sequence[str]) -> str | None
             "learned to tell rows apart."
         )
     counts = np.bincount(predicted.argmax(axis=1), minlength=len(names))
-    missing = [name for name, count in zip(names, counts, strict=True) if count == 0]
-    if len(missing) == len(names) - 1:
+    if np.count_nonzero(counts) == 1:
         only = names[int(counts.argmax())]
         return (
             f"The classifier has collapsed to one class: it predicts {only!r} "
             "for every row, so it has not learned to tell the classes apart."
         )
+    missing = [names[number] for number in np.unique(labels) if counts[number] == 0]
     if missing:
         named = ", ".join(map(repr, missing[:MOST_NAMED]))
-        more = ", ..." if len(missing) > MOST_NAMED else ""
-        return f"{len(missing)} of the {len(names)} classes are never predicted: {named}{more}."
+        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        return f"Some labels are never predicted: {named}{more}."
     return None
 
 
