@@ -133,7 +133,6 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     updates = sampler.updates(train_loader, accumulation, state.update, num_updates)
     try:
         model.train()
-        meter.speed.start()
         while True:
             # A resumed run may still owe the evaluation and the checkpoint of its last update.
             evaluation = timetable.evaluation_due(state.update) and state.evaluated < state.update
@@ -151,11 +150,11 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                 if checkpoint:
                     checkpoints.save(checkpoint, state)
                 model.train()
-                meter.speed.start()
             batches = None if state.num_worse >= patience else next(updates, None)
             if batches is None:
                 break
             rows, micro_batches = batches
+            meter.speed.start()
             num_rows = sum(map(len, rows))
             for index, batch in enumerate(micro_batches):
                 stop.check()

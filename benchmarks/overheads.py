@@ -16,8 +16,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from lib.distributed.collectives import Agreement
 from lib.distributed.signals import Signals
+from lib.distributed.stop_signal import StopSignal
 from lib.tracking.trackers import Trackers
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ def seconds_per_update() -> float:
 def agreement() -> None:
     """Print the seconds of one agreement; run by two processes."""
     accelerator = Accelerator(cpu=True)
-    asking = Agreement(Signals(), accelerator)
+    asking = StopSignal(Signals(), accelerator)
     for _ in range(100):
         asking.check()
     started = time.perf_counter()

@@ -21,16 +21,17 @@ from conftest import (
     start_script,
     wait_for,
 )
-from lib.checkpoints.output import REPLACED, beside
 from test_training import difference, run
 from transformers import AutoTokenizer, LukeConfig, LukeForSequenceClassification
 
-from lib.checkpoints import checkpoint
-from lib.checkpoints.checkpoint import TrainingState, name_at
+from lib.checkpoints import manifest as manifests
+from lib.checkpoints.atomic import REPLACED, beside
+from lib.checkpoints.checkpoint import TrainingState
 from lib.cli.parsing import parse_arguments
 from lib.demo.corpus import MODEL_DIR
 from lib.distributed.signals import Signals
 from lib.errors import InputError, Preempted
+from lib.training.timetable import Timetable
 from train_mrpc import main
 
 CONTENTS = [
@@ -126,9 +127,18 @@ def test_a_finished_run_is_left_as_it_is(flags, tmp_path, capsys):
     results = run(flags, tmp_path)
     before = read_weights(tmp_path), read_metrics(tmp_path)
     assert run(flags, tmp_path) == results, "its speed too, which is that of the first start"
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     assert difference(before[0], read_weights(tmp_path)) == 0
     assert before[1] == read_metrics(tmp_path)
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(flags, tmp_path):
+    run(flags, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    shutil.rmtree(tmp_path / "epoch_0")
+    with pytest.raises(InputError, match="holds a finished run without its checkpoints"):
+        run(flags, tmp_path)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
 def test_resuming_with_another_accumulation_keeps_the_batches(flags, tmp_path):
@@ -174,7 +184,7 @@ def test_a_checkpoint_of_another_run_is_refused_field_by_field(flags, tmp_path):
 def test_a_run_that_is_to_become_longer_says_what_that_means(flags, tmp_path, capsys):
     run(flags, tmp_path)
     run(flags, tmp_path, "--num_train_epochs=2")
-    assert "num_train_epochs 1 there, 2 here: from here on the learning rate is that of" in (
+    assert "num_train_epochs was 1 and is 2 now: from here on the learning rate follows the" in (
         capsys.readouterr().out
     )
     with pytest.raises(InputError, match="num_train_epochs 2 there, 1 here"):
@@ -214,7 +224,7 @@ def test_overwriting_starts_anew(flags, tmp_path, capsys):
     (tmp_path / "step_5").mkdir()
     capsys.readouterr()
     run(flags, tmp_path, "--max_train_steps=1", "--seed=1", "--overwrite_output_dir")
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.glob("*_[0-9]")) == ["epoch_0", "step_5"]
 
 
@@ -223,7 +233,7 @@ def test_a_restart_of_an_overwriting_command_goes_on(flags, tmp_path, monkeypatc
     run_until(flags, tmp_path, 4, "--overwrite_output_dir")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run(flags, tmp_path, "--overwrite_output_dir")
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
 
 
 def test_a_restart_whose_first_start_did_not_come_so_far_overwrites(
@@ -235,10 +245,10 @@ def test_a_restart_whose_first_start_did_not_come_so_far_overwrites(
     monkeypatch.setenv("SLURM_JOB_ID", "2")
     capsys.readouterr()
     run(flags, tmp_path, "--overwrite_output_dir")
-    assert "going on from" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
 
 
-def test_a_restart_of_a_command_that_names_a_checkpoint_goes_on_from_its_own(
+def test_a_restart_of_a_command_that_names_a_checkpoint_resumes_from_its_own(
     flags, tmp_path, monkeypatch, capsys
 ):
     run_until(flags, tmp_path / "one", 3)
@@ -249,7 +259,7 @@ def test_a_restart_of_a_command_that_names_a_checkpoint_goes_on_from_its_own(
     capsys.readouterr()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     run(flags, tmp_path / "two", named)
-    assert f"going on from {second}" in capsys.readouterr().out
+    assert f"resuming from {second}" in capsys.readouterr().out
 
 
 def damage(path, how):
@@ -282,12 +292,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     damage(tmp_path / "step_12" / file, how)
     run(long_flags, tmp_path, "--checkpointing_steps=14")
     printed = capsys.readouterr()
-    assert "going on from" in printed.out
+    assert "resuming from" in printed.out
     assert "step_9, after update 9" in printed.out
-    passed_over = [line for line in printed.err.splitlines() if line.startswith("passed over")]
-    assert len(passed_over) == 1
-    assert "step_12" in passed_over[0]
-    assert file in passed_over[0]
+    skipped = [line for line in printed.err.splitlines() if line.startswith("skipped")]
+    assert len(skipped) == 1
+    assert "step_12" in skipped[0]
+    assert file in skipped[0]
     assert_same_run(tmp_path, whole, "step_14")
 
 
@@ -298,7 +308,7 @@ def test_what_is_written_is_kept_beside_a_damaged_checkpoint_of_a_later_update(
     damage(tmp_path / "step_12" / "model.safetensors", "flipped")
     more = ["--checkpointing_steps=14", "--checkpoints_to_keep=1"]
     run_until(long_flags, tmp_path, 5, *more)
-    assert 9 < checkpoint.newest(tmp_path)[0][1]["update"] < 12
+    assert 9 < manifests.newest(tmp_path)[0][1]["update"] < 12
     run(long_flags, tmp_path, *more)
     assert_same_run(tmp_path, whole, "step_14")
 
@@ -311,7 +321,7 @@ def test_killed_between_two_renames_the_old_checkpoint_is_found(
     (tmp_path / "step_9").rename(tmp_path / f".step_9{REPLACED}")
     shutil.copytree(whole / "step_9", beside(tmp_path / "step_9"))
     run(long_flags, tmp_path, "--checkpointing_steps=14")
-    assert f"going on from {tmp_path / 'step_9'}" in capsys.readouterr().out
+    assert f"resuming from {tmp_path / 'step_9'}" in capsys.readouterr().out
     assert not list(tmp_path.glob(".step*"))
     assert_same_run(tmp_path, whole, "step_14")
 
@@ -342,7 +352,7 @@ def test_weights_that_never_get_a_gradient(flags, tmp_path):
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(long_flags, whole, tmp_path):
     shutil.copytree(whole / "step_9", tmp_path / "step_9")
     damage(tmp_path / "step_9" / "model.safetensors", "flipped")
-    with pytest.raises(InputError, match="step_9 is damaged: model.safetensors is not what was"):
+    with pytest.raises(InputError, match="step_9 is damaged: model.safetensors was altered"):
         run(long_flags, tmp_path / "out", f"--resume_from_checkpoint={tmp_path / 'step_9'}")
     assert not (tmp_path / "out").exists()
 
@@ -375,8 +385,8 @@ def test_loading_executes_nothing(long_flags, whole, tmp_path, file, matching):
         manifest = json.loads((source / "manifest.json").read_text())
         del manifest["checksum"]
         (source / "manifest.json").unlink()
-        manifest["files"] = checkpoint._describe(source)
-        manifest["checksum"] = checkpoint._digest(manifest)
+        manifest["files"] = manifests.file_entries(source)
+        manifest["checksum"] = manifests.digest(manifest)
         (source / "manifest.json").write_text(json.dumps(manifest))
     arguments = ["--checkpointing_steps=14", f"--resume_from_checkpoint={source}"]
     with contextlib.suppress(InputError):
@@ -460,14 +470,14 @@ def test_the_best_score_and_the_patience_survive(flags, tmp_path):
     ],
 )
 def test_names(update, steps, expected):
-    assert name_at(update, 17, 7, steps) == expected
+    assert Timetable(17, 7, None, steps).checkpoint_due(update) == expected
 
 
 def test_of_equal_scores_the_first_is_the_best():
     state = TrainingState(update=1)
-    assert state.is_best(0.5, lower=False)
+    assert state.record(0.5, lower_is_better=False)
     state.update = 2
-    assert not state.is_best(0.5, lower=False)
+    assert not state.record(0.5, lower_is_better=False)
     assert (state.best_update, state.num_worse, state.evaluated) == (1, 1, 2)
 
 
@@ -492,7 +502,7 @@ def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint_good(flags, tmp_pa
     assert len(error) == 1
     assert str(tmp_path) in error[0]
     assert "ulimit -f" in error[0]
-    assert checkpoint.newest(tmp_path)[0][0].name == "step_3"
+    assert manifests.newest(tmp_path)[0][0].name == "step_3"
     done = run_script(arguments)
     assert done.returncode == 0, done.stderr
     assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 7]
@@ -524,7 +534,7 @@ def test_a_full_disk(flags, small_disk):
     done = run_script(arguments)
     assert done.returncode == 2
     assert "No space left on device; free some space" in done.stderr
-    assert checkpoint.newest(out)[0][0].name == "step_3"
+    assert manifests.newest(out)[0][0].name == "step_3"
     filler.unlink()
     done = run_script(arguments)
     assert done.returncode == 0, done.stderr
@@ -563,7 +573,7 @@ def test_a_checkpoint_that_may_not_be_read(flags, tmp_path):
     finally:
         (tmp_path / "step_3").chmod(0o755)
     assert done.returncode == 0, done.stderr
-    assert "passed over: checkpoint" in done.stderr
+    assert "skipped: checkpoint" in done.stderr
     assert "step_3 cannot be read" in done.stderr
     assert "starting from the beginning" in done.stdout
 

@@ -60,12 +60,15 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_named(flags, small_disk):
+def test_a_disk_that_is_too_small_is_named_before_the_training(flags, small_disk):
+    """A checkpoint of the tiny BERT has 3 x 4 bytes for each of some 37,000 weights."""
     done = run_script([*flags, f"--output_dir={small_disk / 'out'}", "--max_train_steps=1"])
     assert done.returncode == 2
     line = error_of(done)
-    assert f"cannot write {small_disk / 'out'}" in line
+    assert f"cannot write {small_disk / 'out'}: the run needs some 0.4 MB, and 0.1 MB are" in line
     assert "free some space" in line
+    assert "update 1/1" not in done.stdout
+    assert not (small_disk / "out" / "config.yaml").exists()
 
 
 def test_a_gradient_that_is_not_finite_has_a_status_of_its_own(flags, tmp_path):

@@ -5,8 +5,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from lib.cli.config import TrainConfig, num_warmup_updates, resolve_batch_sizes
-from lib.cli.parsing import hide_token, parse_arguments
+from lib.cli.config import TrainConfig
+from lib.cli.parsing import parse_arguments
+from lib.cli.rules import num_warmup_updates, resolve_batch_sizes
+from lib.cli.startup import hide_token
 from lib.errors import InputError
 
 
@@ -57,7 +59,7 @@ def test_warmup():
         (["--warmup_ratio", "100"], "--warmup_ratio must lie in .0, 1., got 100: .*--num_warmup"),
         (["--seed", "abc"], "--seed.*'abc'"),
         (["--seed"], "--seed"),
-        (["--learning_rate", "nan"], "--learning_rate takes a number, got nan"),
+        (["--learning_rate", "nan"], "--learning_rate takes a number, got 'nan'"),
         (["--num_train_epochs", "0"], "--num_train_epochs must be at least 1, got 0"),
         (["--task_name", "mprc"], "--task_name must be one of .*'mprc': did you mean mrpc"),
         (["--lr_scheduler_type", "lineal"], "did you mean linear"),
@@ -82,7 +84,7 @@ def test_bad_flags_are_explained_in_one_line(arguments, message):
 def test_an_empty_file_and_one_of_an_unknown_kind(tmp_path):
     for name, message in (
         ("a.csv", "a.csv is empty"),
-        ("a.txt", "a.txt: its ending does not tell"),
+        ("a.txt", "a.txt: its extension does not name a format"),
     ):
         path = tmp_path / name
         path.write_text("" if name == "a.csv" else "x")
@@ -151,10 +153,10 @@ def test_a_token_is_hidden_from_those_who_read_the_command_line():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1", "unknown field learning_rat: did you mean learning_rate"),
+        ("learning_rat: 1", "unknown flag learning_rat: did you mean learning_rate"),
         ("learning_rate: fast", "bad.yaml: learning_rate takes a number, got 'fast'"),
         ("seed: true", "bad.yaml: seed takes a whole number, got True"),
-        ("[1, 2]", "must hold 'field: value' lines"),
+        ("[1, 2]", "must hold one 'flag: value' line for each flag"),
         ("a: b: c", "is not YAML"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from conftest import run_script
 
 from lib.errors import InputError
-from lib.hub.reach import settle
+from lib.hub.reach import go_offline_if_unreachable
 
 
 @pytest.fixture
@@ -24,14 +24,14 @@ def endpoint(server):
 def test_a_hub_that_answers_is_used(environment):
     with socket.create_server(("127.0.0.1", 0)) as server:
         environment.setenv("HF_ENDPOINT", endpoint(server))
-        settle("some/model", None, "some/data")
+        go_offline_if_unreachable("some/model", None, "some/data")
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_without_a_hub_what_is_cached_is_used(environment, bert, tmp_path, capsys):
     environment.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     (tmp_path / "some___data").mkdir()
-    settle(str(bert), None, "some/data")
+    go_offline_if_unreachable(str(bert), None, "some/data")
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert "the hub does not answer: using what is cached" in capsys.readouterr().err
 
@@ -39,19 +39,19 @@ def test_without_a_hub_what_is_cached_is_used(environment, bert, tmp_path, capsy
 def test_without_hub_and_cache_the_remedy_is_named(environment, bert):
     environment.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(InputError, match="some/data is neither.*the same command with --dry_run"):
-        settle(str(bert), None, "some/data")
+        go_offline_if_unreachable(str(bert), None, "some/data")
 
 
 def test_folders_ask_nobody(environment, bert, tmp_path):
     environment.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    settle(str(bert), None, str(tmp_path))
-    settle(str(bert), None, None)
+    go_offline_if_unreachable(str(bert), None, str(tmp_path))
+    go_offline_if_unreachable(str(bert), None, None)
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub():
     with pytest.raises(InputError, match="--model_name_or_path ./gone: no such folder"):
-        settle("./gone", None, None)
+        go_offline_if_unreachable("./gone", None, None)
 
 
 def test_a_model_in_the_hubs_cache_is_loaded(flags, bert, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from conftest import (
     workers,
 )
 
-from lib.distributed.process_group import lost_message
+from lib.distributed.heartbeat import lost_message
 
 
 def test_a_killed_process_is_named(long_flags, tmp_path):
@@ -50,7 +50,7 @@ def test_a_process_that_is_silent_counts_as_lost(long_flags, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_max_restarts_goes_on_from_the_newest_checkpoint(long_flags, whole, tmp_path, rank):
+def test_max_restarts_resumes_from_the_newest_checkpoint(long_flags, whole, tmp_path, rank):
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = [*arguments_of(long_flags, folder), "--overwrite_output_dir"]
     launcher = start_script(arguments, num_processes=2, log=log, options=["--max_restarts=2"])
@@ -58,7 +58,7 @@ def test_max_restarts_goes_on_from_the_newest_checkpoint(long_flags, whole, tmp_
         wait_for(lambda: last_update(folder) > number)  # noqa: B023
         os.kill(workers(launcher.pid)[rank], signal.SIGKILL)
     assert launcher.wait(120) == 0, log.read_text()
-    assert log.read_text().count("going on from") == 2
+    assert log.read_text().count("resuming from") == 2
     assert_same_run(folder, whole(2, 1), "step_210")
 
 

@@ -8,32 +8,29 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from lib.data.tasks import IGNORED
 from lib.errors import InputError
-from lib.training.model import (
-    encoder_layers,
+from lib.training.model import encoder_layers, load_model, load_tokenizer
+from lib.training.optimization import (
     learning_rate_at,
     learning_rate_schedule,
-    load_model,
-    load_tokenizer,
     loss_sum,
     parameter_groups,
-    set_update,
+    set_learning_rate,
 )
 
 
 def load(folder, **changes):
     arguments = {
-        "revision": None,
         "label_names": ("no", "yes"),
-        "trust_remote_code": False,
+        "max_length": 64,
         "ignore_mismatched_sizes": False,
         "reinit_layers": 0,
         "seed": 1,
     }
-    return load_model(str(folder), **{**arguments, **changes})
+    return load_model(str(folder), None, False, tokenizer_of(folder), **{**arguments, **changes})
 
 
 def tokenizer_of(folder):
-    return load_tokenizer(str(folder), revision=None, use_fast=True, trust_remote_code=False)
+    return load_tokenizer(str(folder), None, False, use_fast=True)
 
 
 def test_loss_is_the_sum_over_rows():
@@ -56,9 +53,9 @@ def test_only_ignored_rows_have_neither_loss_nor_gradient():
     assert logits.grad.abs().sum() == 0
 
 
-def test_biases_and_normalisation_do_not_decay(bert):
+def test_biases_and_normalization_do_not_decay(bert):
     model = load(bert)
-    groups = parameter_groups(model, learning_rate=1e-3, weight_decay=0.1, layerwise_lr_decay=1)
+    groups = parameter_groups(model, 1e-3, 0.1, 1.0)
     decay_of = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         plain = name.endswith("bias") or "LayerNorm" in name
@@ -67,7 +64,7 @@ def test_biases_and_normalisation_do_not_decay(bert):
 
 def test_layers_learn_slower_towards_the_bottom(bert):
     model = load(bert)  # two layers
-    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.1, layerwise_lr_decay=0.5)
+    groups = parameter_groups(model, 1.0, 0.1, 0.5)
     rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
     expected = {
         "classifier": 1,
@@ -81,7 +78,7 @@ def test_layers_learn_slower_towards_the_bottom(bert):
         assert rate_of[id(parameter)] == rate, name
 
 
-def test_only_the_top_layers_are_reinitialised(bert):
+def test_only_the_top_layers_are_reinitialized(bert):
     plain, changed = load(bert).state_dict(), load(bert, reinit_layers=1).state_dict()
     differ = {name for name in plain if not torch.equal(plain[name], changed[name])}
     assert any("layer.1." in name for name in differ)
@@ -102,7 +99,7 @@ def test_names_of_labels_are_kept(bert):
 def test_learning_rate_rises_and_ends_at_0(kind):
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight], lr=1.0)
-    schedule = learning_rate_schedule(optimizer, kind, num_warmup_updates=4, num_updates=20)
+    schedule = learning_rate_schedule(optimizer, kind, 4, 20)
     rates = [learning_rate_at(schedule, update) for update in range(21)]
     assert rates[:5] == [0, 0.25, 0.5, 0.75, 1]
     assert rates[5:] == sorted(rates[5:], reverse=True)
@@ -114,8 +111,8 @@ def test_a_schedule_goes_on_from_any_update():
     for start in (0, 7):
         weight = torch.nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.AdamW([weight], lr=1.0)
-        schedule = learning_rate_schedule(optimizer, "cosine", num_warmup_updates=4, num_updates=20)
-        set_update(schedule, start)
+        schedule = learning_rate_schedule(optimizer, "cosine", 4, 20)
+        set_learning_rate(schedule, start)
         course = []
         for _ in range(start, 20):
             course.append(optimizer.param_groups[0]["lr"])
@@ -134,9 +131,38 @@ def test_a_folder_without_weights(bert, tmp_path):
 
 def test_a_model_with_another_number_of_labels(bert, tmp_path):
     load(bert, label_names=("a", "b", "c")).save_pretrained(tmp_path)
+    tokenizer_of(bert).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="3 labels, the data have 2: --ignore_mismatched_sizes"):
         load(tmp_path)
     assert load(tmp_path, ignore_mismatched_sizes=True).classifier.out_features == 2
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_vocabulary_that_does_not_fit_the_weights(bert, tmp_path, ignored):
+    """--ignore_mismatched_sizes replaces a classifier, and never the embeddings."""
+    shutil.copytree(bert, tmp_path / "bert")
+    path = tmp_path / "bert" / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "vocab_size": settings["vocab_size"] + 8}))
+    with pytest.raises(InputError, match=r"word_embeddings.weight has the shape \[\d+, 32\], and"):
+        load(tmp_path / "bert", ignore_mismatched_sizes=ignored)
+
+
+def test_a_pad_token_that_only_the_tokenizer_has(bert):
+    """GPT-2 has no `pad_token_id`, finds the last token of a row by it, and refuses batches."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    tokenizer = tokenizer_of(bert)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    model = GPT2ForSequenceClassification(config)
+    assert model.config.pad_token_id is None
+    folder = bert.parent / "gpt2"
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    loaded = load(folder)
+    assert loaded.config.pad_token_id == tokenizer.pad_token_id
+    rows = tokenizer(["one two", "three"], padding=True, return_tensors="pt")
+    assert loaded(rows["input_ids"]).logits.shape == (2, 2)
 
 
 def test_a_tokenizer_without_padding(bert, tmp_path):
@@ -188,5 +214,5 @@ def test_layers_are_found_in_berts_kin(kind):
     config = AutoConfig.for_model(kind, vocab_size=20, intermediate_size=32, **sizes)
     model = AutoModelForSequenceClassification.from_config(config)
     assert len(encoder_layers(model)) == 3
-    groups = parameter_groups(model, learning_rate=1, weight_decay=0, layerwise_lr_decay=0.5)
+    groups = parameter_groups(model, 1.0, 0.0, 0.5)
     assert {group["lr"] for group in groups} == {1, 0.5, 0.25, 0.125, 0.0625}

@@ -80,7 +80,7 @@ def test_a_signal_ends_in_order_and_the_same_command_goes_on(
 def test_a_signal_while_a_run_goes_on_leaves_what_it_found(long_flags, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = arguments_of(long_flags, folder)
-    for moment in (lambda: last_update(folder) > 20, lambda: "going on from" in log.read_text()):
+    for moment in (lambda: last_update(folder) > 20, lambda: "resuming from" in log.read_text()):
         process = start_script(arguments, log=log)
         wait_for(moment)
         process.send_signal(signal.SIGTERM)
@@ -159,7 +159,7 @@ def killed(arguments, num_processes, log, *, seconds):
     """Kill a run so many seconds after it begins to train; False if it ends before."""
     process = start_script(arguments, num_processes=num_processes, log=log)
     printed = log.stat().st_size
-    trains = re.compile(r"^update \d|go(ing)? on from", re.MULTILINE)
+    trains = re.compile(r"^update \d|resuming from|starting from", re.MULTILINE)
     # Starting up takes seconds, in which there is little to lose.
     wait_for(lambda: trains.search(log.read_text()[printed:]) or process.poll() is not None)
     time.sleep(seconds)

@@ -89,7 +89,7 @@ def test_a_job_that_is_preempted(cluster, long_flags, whole, tmp_path):
     assert cluster.job(number)["Restarts"] == "1"
     printed = log.read_text()
     assert "stopped by SIGTERM after update" in printed
-    assert "going on from" in printed
+    assert "resuming from" in printed
     starts = [path.name for path in (folder / "wandb").glob("offline-run-*")]
     assert len(starts) == 2
     assert {name.rpartition("-")[2] for name in starts} == {
@@ -123,7 +123,7 @@ def test_a_node_goes_down(cluster, long_flags, whole, tmp_path):
     wait_for(lambda: cluster.job(number)["Restarts"] == "1")
     cluster.resume("node2")
     assert_finished(cluster, number, folder, whole / "2-bf16")
-    assert "going on from" in log.read_text()
+    assert "resuming from" in log.read_text()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["device"].startswith("2 x CPU")
 

@@ -11,7 +11,7 @@ from wandb.sdk.launch.sweeps.utils import (
     create_sweep_command_args,
 )
 
-from lib.cli.config import FIELDS
+from lib.cli.config import FLAGS
 from lib.cli.parsing import parse_arguments
 from lib.compare.significance import MIN_RUNS
 from lib.data.tasks import TASKS
@@ -66,7 +66,7 @@ def test_every_run_of_the_sweep_is_a_valid_configuration(tmp_path):
 @pytest.mark.parametrize("name", SWEEP["parameters"])
 def test_a_parameter_is_a_flag_with_a_number(name):
     values = SWEEP["parameters"][name]["values"]
-    assert name in FIELDS
+    assert name in FLAGS
     assert all(isinstance(value, int | float) for value in values), "text: write 1.0e-4"
 
 

@@ -16,7 +16,9 @@ from conftest import ROOT, read_metrics, run_script, start_script, wait_for
 from test_checkpoint import run_until
 from test_training import run
 
-from lib.tracking.trackers import EVALUATED, STEP, Trackers, run_id, tracker_names
+from lib.tracking.logged_lines import EVALUATED, STEP
+from lib.tracking.trackers import Trackers, tracker_names
+from lib.tracking.wandb_run import run_id
 
 
 @pytest.fixture
@@ -121,7 +123,7 @@ def test_the_metric_of_the_sweep_is_logged(tracked, tmp_path):
 @pytest.mark.parametrize("names", [("wandb", "tensorboard"), ("tensorboard", "wandb")])
 def test_several_trackers_do_not_disturb_each_other(tracked, tmp_path, capfd, names):
     run(tracked, tmp_path, "--report_to", *names)
-    assert "the run goes on without it" not in capfd.readouterr().err
+    assert "the run continues without it" not in capfd.readouterr().err
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     records = inspect(tmp_path)
     assert len(history(records)) == len(read_metrics(tmp_path))
@@ -409,7 +411,7 @@ def test_a_tracker_that_fails_is_given_up(tracked, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(wandb.Run, "log", fail)
     results = run(tracked, tmp_path)
     assert results["num_updates"] == 14
-    said = "wandb: OSError: no space; the run goes on without it"
+    said = "wandb: OSError: no space; the run continues without it"
     assert capsys.readouterr().err.count(said) == 1
     assert len(read_metrics(tmp_path)) == 7
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, run_script, write_csv
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from lib.cli.parsing import parse_arguments
@@ -153,14 +154,24 @@ def test_a_collapsed_classifier_is_named(flags, tmp_path, capsys):
     assert "every row is predicted as" in capsys.readouterr().out
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(flags, bert, tmp_path):
-    from safetensors.torch import load_file, save_file
-
+def with_bias(bert, folder, value):
+    """A copy of a model in which one bias is `value`."""
     for file in bert.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+        (folder / file.name).write_bytes(file.read_bytes())
     weights = load_file(bert / "model.safetensors")
-    weights["encoder.layer.0.output.dense.bias"][0] = math.nan
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    weights["encoder.layer.0.output.dense.bias"][0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_are_not_finite_are_named_and_not_blamed_on_rows(flags, bert, tmp_path):
+    with_bias(bert, tmp_path, math.nan)
+    with pytest.raises(InputError, match=r"0\.output\.dense\.bias holds values that are not"):
+        run(flags, tmp_path / "out", f"--model_name_or_path={tmp_path}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(flags, bert, tmp_path):
+    with_bias(bert, tmp_path, 3e38)  # which overflows in the forward pass
     with pytest.raises(
         NonFiniteError, match="update 1 is not finite.*learning rate was 0.*rows"
     ) as error:
@@ -169,38 +180,43 @@ def test_a_gradient_that_is_not_finite_stops_the_run(flags, bert, tmp_path):
     assert len(set(rows)) in (7, 8)
     assert set(rows) < set(range(NUM_TRAIN))
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    status = json.loads((tmp_path / "out" / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert "update 1 is not finite" in status["reason"]
 
 
 def test_a_bad_update_is_not_applied():
     """As a fused optimizer skips it on the device, before anybody has read a number."""
     from accelerate import Accelerator
 
-    from lib.training.meter import Monitor
+    from lib.training.meter import Meter
 
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    monitor = Monitor(Accelerator(), optimizer, explain=lambda update: f"look at {update}")
+    meter = Meter(Accelerator(), optimizer, lambda update: f"look at {update}")
     for update, slope in enumerate((1.0, math.inf, 1.0), start=1):
         weight.grad = torch.full((3,), slope)
-        monitor.add_loss(torch.tensor(2.0))
-        monitor.before_update(update, 1, weight.grad.norm())
-        monitor.add_tokens(3, 4)
+        meter.add_loss(torch.tensor(2.0))
+        meter.before_update(update, 1, weight.grad.norm())
+        meter.after_update(1, 3, 4)
         optimizer.step()
         if update == 1:
             after_one = weight.detach().clone()
             assert not torch.equal(after_one, torch.ones(3))
             norm = pytest.approx(math.sqrt(3))
-            assert monitor.read() == {"loss": 2.0, "grad_norm": norm, "padding": 0.25}
+            assert meter.read() == {"loss": 2.0, "grad_norm": norm, "padding": 0.25}
     assert torch.equal(weight, after_one)
     with pytest.raises(NonFiniteError, match="update 2 is not finite.*look at 2"):
-        monitor.check()
+        meter.check()
 
 
 def test_one_line_for_each_logged_update_without_a_terminal(flags, tmp_path, capsys):
     run(flags, tmp_path, "--logging_steps=3")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update")]
-    assert [line.split(",")[0] for line in lines] == ["update 3/7", "update 6/7", "update 7/7"]
-    assert all(word in lines[0] for word in ("loss", "examples/s", "tokens/s", "s left"))
+    # The loss at once, so that a wrong learning rate shows before the first logged update.
+    assert lines[0].startswith("update 1/7: loss ")
+    assert [line.split(",")[0] for line in lines[1:]] == ["update 3/7", "update 6/7", "update 7/7"]
+    assert all(word in lines[1] for word in ("loss", "examples/s", "tokens/s", "s left"))
 
 
 def test_mnli_is_scored_on_both_of_its_validation_splits(bert, tmp_path):
@@ -316,7 +332,7 @@ def test_files_of_the_users_own_are_left_alone(flags, tmp_path, name):
         (["--metric_for_best_model=bleu"], "must be one of accuracy, f1, combined_score, loss"),
         (["--max_length=4096"], "4096 is more than the 96 tokens"),
         (["--reinit_layers=9"], "9 is more than the model's 2 encoder layers"),
-        (["--resume_from_checkpoint=nowhere"], "nowhere is no checkpoint of this script"),
+        (["--resume_from_checkpoint=nowhere"], "nowhere is not a checkpoint of this script"),
         (["--output_dir=/proc/out"], "/proc/out"),
         (["--output_dir="], "--output_dir is empty"),
         (["--report_to", "none", "wandb"], "none stands alone"),
@@ -344,7 +360,7 @@ def test_fp16_without_a_gpu_is_said_to_be_fp32(flags, tmp_path):
     command = [*flags, f"--output_dir={tmp_path}", "--max_train_steps=1"]
     done = run_script(command, environment={"ACCELERATE_MIXED_PRECISION": "fp16"})
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("fp16 is not to be had on CPUs: training in fp32") == 1
+    assert done.stderr.count("CPUs have no fp16: training in fp32") == 1
     assert json.loads((tmp_path / "manifest.json").read_text())["precision"] == "no"
 
 

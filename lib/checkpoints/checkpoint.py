@@ -197,7 +197,8 @@ class Checkpoints:
         except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as bad:
             reason = " ".join(str(bad).split())[:200]
             raise InputError(f"checkpoint {source} does not fit this run: {reason}") from bad
-        self.saved = dataclasses.replace(state)
+        if source.resolve().parent == self.folder.resolve():
+            self.saved = dataclasses.replace(state)
         return state
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -165,8 +165,9 @@ class Speed:
         self.read_seconds = 0.0
 
     def start(self) -> None:
-        """Start the clock, when training starts or continues."""
-        self.since = time.perf_counter()
+        """Start the clock, unless it runs."""
+        if self.since is None:
+            self.since = time.perf_counter()
 
     def pause(self) -> None:
         """Stop the clock, for an evaluation or a checkpoint."""
