@@ -1,5 +1,7 @@
-"""The demo corpus, its bundled model, and the script that makes the model."""
+"""The demo corpus, its bundled model, and the pretraining of that model."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.demo import corpus as demo
+from lib.demo import corpus, generator
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +22,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Undo what the pretraining sets for its process."""
+    """Undo the process-wide settings of the pretraining."""
     import torch
 
     threads = torch.get_num_threads()
@@ -29,7 +31,7 @@ def one_thread() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def test_importing_the_corpus_imports_nothing_heavy() -> None:
+def test_the_corpus_imports_nothing_heavy() -> None:
     code = (
         "import sys, lib.demo.corpus; "
         "sys.exit(bool({'torch', 'datasets', 'transformers', 'numpy'} & set(sys.modules)))"
@@ -38,22 +40,35 @@ def test_importing_the_corpus_imports_nothing_heavy() -> None:
 
 
 def test_pairs_depend_only_on_the_arguments() -> None:
-    pairs = demo.make_pairs(300, seed=1)
-    assert pairs == demo.make_pairs(300, seed=1)
-    assert pairs[:100] == demo.make_pairs(100, seed=1)
-    assert pairs[:100] != demo.make_pairs(100, seed=2)
+    pairs = generator.make_pairs(300, seed=1)
+    assert pairs == generator.make_pairs(300, seed=1)
+    assert pairs[:100] == generator.make_pairs(100, seed=1)
+    assert pairs[:100] != generator.make_pairs(100, seed=2)
     assert [pair["idx"] for pair in pairs] == list(range(300))
 
 
-def test_no_pair_is_in_two_splits_nor_in_the_pretraining() -> None:
+def test_corpus_and_model_are_those_of_the_stated_figures() -> None:
+    """Other pairs or weights would need the figures in the docstrings measured again."""
+    digest = hashlib.sha256()
+    for name in corpus.SPLITS:
+        digest.update(json.dumps(corpus.load_split(name)).encode())
+    assert digest.hexdigest() == "b8448c63ec73a6c795e8b27133eb10d4e9091f5d1fda6fbfcf647cea55ee2d7a"
+    weights = (corpus.MODEL_DIR / "model.safetensors").read_bytes()
+    assert (
+        hashlib.sha256(weights).hexdigest()
+        == "cb3fee91c7b8e28f58591291d665c0be8ac3452b766b85d3e3c1967dd310b293"
+    )
+
+
+def test_splits_and_pretraining_share_no_pair() -> None:
     from lib.demo.pretrain import pair_stage_pairs, word_stage_pairs
 
     texts = [
         (pair["sentence1"], pair["sentence2"])
-        for name in demo.SPLITS
-        for pair in demo.load_split(name)
+        for name in corpus.SPLITS
+        for pair in corpus.load_split(name)
     ]
-    assert len(texts) == len(set(texts)) == sum(split.num_pairs for split in demo.SPLITS.values())
+    assert len(texts) == len(set(texts)) == sum(split.num_pairs for split in corpus.SPLITS.values())
     taken = {frozenset(text) for text in texts}
     for others in (word_stage_pairs(3000), pair_stage_pairs(3000)):
         assert len(others) > 2900
@@ -61,19 +76,25 @@ def test_no_pair_is_in_two_splits_nor_in_the_pretraining() -> None:
 
 
 def test_pretraining_drops_a_pair_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lib.demo import pretrain as demo_pretrain
+    from lib.demo import pretrain
 
-    reserved = demo.load_split("validation")[0]
-    turned = {"sentence1": reserved["sentence2"], "sentence2": reserved["sentence1"], "label": 1}
+    reserved = corpus.load_split("validation")[0]
+    reversed_pair = {
+        "sentence1": reserved["sentence2"],
+        "sentence2": reserved["sentence1"],
+        "label": 1,
+    }
     free = {"sentence1": "One.", "sentence2": "Another.", "label": 0}
-    splits = {name: demo.load_split(name) for name in demo.SPLITS}
-    monkeypatch.setattr(demo, "load_split", splits.__getitem__)
-    monkeypatch.setattr(demo, "make_pairs", lambda *args, **kwargs: [reserved, free, turned])
-    assert demo_pretrain.pair_stage_pairs(3) == [free]
-    assert demo_pretrain.word_stage_pairs(3) == [free]
+    splits = {name: corpus.load_split(name) for name in corpus.SPLITS}
+    monkeypatch.setattr(corpus, "load_split", splits.__getitem__)
+    monkeypatch.setattr(
+        generator, "make_pairs", lambda *args, **kwargs: [reserved, free, reversed_pair]
+    )
+    assert pretrain.pair_stage_pairs(3) == [free]
+    assert pretrain.word_stage_pairs(3) == [free]
 
 
-def test_the_stages_of_the_pretraining_see_the_labels_they_should() -> None:
+def test_labels_of_the_pretraining_stages() -> None:
     from lib.demo.pretrain import pair_stage_pairs, word_stage_pairs
 
     assert {pair["label"] for pair in word_stage_pairs(1000)} == {1}
@@ -84,24 +105,24 @@ def test_the_stages_of_the_pretraining_see_the_labels_they_should() -> None:
 def test_defaults_are_a_configuration_for_the_bundled_model() -> None:
     from lib.cli.config import TrainConfig
 
-    config = TrainConfig(**demo.DEFAULTS)  # type: ignore[arg-type]
+    config = TrainConfig(**corpus.DEFAULTS)  # type: ignore[arg-type]
     assert config.dataset_name == "demo"
     assert Path(config.model_name_or_path, "model.safetensors").is_file()
 
 
-def test_baselines_are_those_of_the_docstring_and_far_from_the_floor() -> None:
-    scores = demo.baselines()
-    assert demo.__doc__ is not None
+def test_baselines_match_the_docstring_and_stay_low() -> None:
+    scores = corpus.baselines()
+    assert corpus.__doc__ is not None
     for name, score in scores.items():
-        line = next(line for line in demo.__doc__.splitlines() if f"    {name}" in line)
+        line = next(line for line in corpus.__doc__.splitlines() if f"    {name}" in line)
         assert float(line.split()[-1]) == pytest.approx(score, abs=5e-5)
         assert score <= 0.75
 
 
 def test_word_overlap_hardly_separates_the_labels() -> None:
-    pairs = demo.make_pairs(4000, seed=9)
+    pairs = generator.make_pairs(4000, seed=9)
     overlaps = {
-        label: sorted(demo.word_overlap(pair) for pair in pairs if pair["label"] == label)
+        label: sorted(corpus.word_overlap(pair) for pair in pairs if pair["label"] == label)
         for label in (0, 1)
     }
     medians = {label: values[len(values) // 2] for label, values in overlaps.items()}
@@ -113,28 +134,30 @@ def test_word_overlap_hardly_separates_the_labels() -> None:
 def test_written_corpus_reads_back_and_is_left_alone(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    folder = demo.write_corpus(tmp_path / "corpus")
-    files = {name: folder / f"{name}.parquet" for name in demo.SPLITS}
+    folder = corpus.write_corpus(tmp_path / "corpus")
+    files = {name: folder / f"{name}.parquet" for name in corpus.SPLITS}
     assert sorted(folder.iterdir()) == sorted(files.values())
     for name, file in files.items():
-        assert pq.read_table(file).to_pylist() == demo.load_split(name)
+        assert pq.read_table(file).to_pylist() == corpus.load_split(name)
     before = {file: file.stat().st_ino for file in files.values()}
     files["test"].write_bytes(b"cut short")
-    demo.write_corpus(folder)
-    assert pq.read_table(files["test"]).num_rows == demo.SPLITS["test"].num_pairs
+    corpus.write_corpus(folder)
+    assert pq.read_table(files["test"]).num_rows == corpus.SPLITS["test"].num_pairs
     assert files["train"].stat().st_ino == before[files["train"]]
 
 
-def test_corpus_folder_follows_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_corpus_folder_changes_with_the_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = demo.corpus_folder()
+    folder = corpus.corpus_folder()
     assert folder.parent == tmp_path / "train_mrpc"
-    monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
-    assert demo.corpus_folder() != folder
+    monkeypatch.setattr(corpus, "VERSION", corpus.VERSION + 1)
+    assert corpus.corpus_folder() != folder
 
 
 def test_model_is_small_and_safetensors_only() -> None:
-    files = {file.name: file.stat().st_size for file in demo.MODEL_DIR.iterdir()}
+    files = {file.name: file.stat().st_size for file in corpus.MODEL_DIR.iterdir()}
     assert files["model.safetensors"] < 1_000_000
     assert {name.rpartition(".")[2] for name in files} <= {"json", "safetensors", "txt"}
 
@@ -142,10 +165,10 @@ def test_model_is_small_and_safetensors_only() -> None:
 def test_model_loads_offline_with_a_new_classifier(offline: None) -> None:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(demo.MODEL_DIR)
+    config = AutoConfig.from_pretrained(corpus.MODEL_DIR)
     assert config.architectures == ["BertModel"]
     model, info = AutoModelForSequenceClassification.from_pretrained(
-        demo.MODEL_DIR, num_labels=2, output_loading_info=True
+        corpus.MODEL_DIR, num_labels=2, output_loading_info=True
     )
     assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
     assert not info["unexpected_keys"]
@@ -155,8 +178,8 @@ def test_model_loads_offline_with_a_new_classifier(offline: None) -> None:
 def test_tokenizer_knows_every_word_and_fits_every_pair(offline: None) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
-    pairs = [pair for name in demo.SPLITS for pair in demo.load_split(name)]
+    tokenizer = AutoTokenizer.from_pretrained(corpus.MODEL_DIR)
+    pairs = [pair for name in corpus.SPLITS for pair in corpus.load_split(name)]
     encoded = tokenizer([p["sentence1"] for p in pairs], [p["sentence2"] for p in pairs])
     lengths = [len(ids) for ids in encoded["input_ids"]]
     assert not any(tokenizer.unk_token_id in ids for ids in encoded["input_ids"])
@@ -168,7 +191,7 @@ def test_tokenizer_knows_every_word_and_fits_every_pair(offline: None) -> None:
 def test_pretraining_twice_gives_the_same_bytes(tmp_path: Path, one_thread: None) -> None:
     from lib.demo.pretrain import pretrain
 
-    # In another process as well, for its hashes are other ones.
+    # In another process as well, whose string hashes differ.
     command = [sys.executable, "-m", "lib.demo.pretrain", "--max_steps", "2"]
     command += ["--num_pairs", "500", "--output_dir", str(tmp_path / "one")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -178,4 +201,4 @@ def test_pretraining_twice_gives_the_same_bytes(tmp_path: Path, one_thread: None
         for name in ("one", "two")
     ]
     assert outputs[0] == outputs[1]
-    assert set(outputs[0]) == {file.name for file in demo.MODEL_DIR.iterdir()}
+    assert set(outputs[0]) == {file.name for file in corpus.MODEL_DIR.iterdir()}

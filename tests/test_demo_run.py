@@ -17,19 +17,21 @@ def demo(tmp_path_factory):
     return folder
 
 
-def test_it_reaches_its_score(demo):
+def test_it_reaches_the_stated_accuracy(demo):
     results = json.loads((demo / "all_results.json").read_text())
     assert results["eval_accuracy"] >= 0.85
     assert results["eval_accuracy"] >= max(baselines().values()) + 0.10
     assert results["test_num_rows"] == 400
 
 
-def test_the_saved_folder_gives_the_predictions_that_were_written(demo):
+def test_the_saved_model_reproduces_the_written_predictions(demo):
     rows = load_split("validation")
     classify = pipeline("text-classification", str(demo))
-    answers = classify([{"text": r["sentence1"], "text_pair": r["sentence2"]} for r in rows])
+    predictions = classify([{"text": r["sentence1"], "text_pair": r["sentence2"]} for r in rows])
     lines = (demo / "predictions" / "validation.jsonl").read_text().splitlines()
     written = [json.loads(line) for line in lines]
-    assert [answer["label"] for answer in answers] == [line["prediction"] for line in written]
-    for answer, line in zip(answers, written, strict=True):
-        assert answer["score"] == pytest.approx(max(line["probabilities"].values()), abs=1e-4)
+    assert [prediction["label"] for prediction in predictions] == [
+        line["prediction"] for line in written
+    ]
+    for prediction, line in zip(predictions, written, strict=True):
+        assert prediction["score"] == pytest.approx(max(line["probabilities"].values()), abs=1e-4)

@@ -200,15 +200,18 @@ def test_interval_of_accuracy_is_that_of_the_binomial():
     assert high == pytest.approx(share + error, abs=0.01)
 
 
-def test_intervals_are_percentiles_of_scores_of_drawn_rows():
-    """One resample at a time, by scikit-learn."""
-    generator = np.random.default_rng(5)
-    scores = []
-    for _ in range(50):
-        rows = generator.integers(408, size=408)
-        scores.append(sklearn.metrics.f1_score(LABELS[rows], PREDICTIONS[rows]))
+def test_intervals_equal_the_bootstrap_of_scipy():
+    expected = scipy.stats.bootstrap(
+        (LABELS, PREDICTIONS),
+        sklearn.metrics.f1_score,
+        paired=True,
+        vectorized=False,
+        n_resamples=50,
+        method="percentile",
+        rng=5,  # the same rows: one resample after the other from NumPy's default generator
+    )
     found = confidence_intervals(["f1"], PREDICTIONS, LABELS, seed=5, num_resamples=50)
-    assert found == {"f1": tuple(np.percentile(scores, [2.5, 97.5]))}
+    assert found == {"f1": tuple(expected.confidence_interval)}
 
 
 def test_resamples_in_chunks_are_those_at_once(monkeypatch):

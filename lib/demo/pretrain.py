@@ -1,24 +1,25 @@
-"""Make the tiny BERT that ``--demo`` fine-tunes: ``python -m lib.demo.pretrain``.
+"""Pretrain the tiny BERT that `--demo` fine-tunes: `python -m lib.demo.pretrain`.
 
-A WordPiece tokenizer and a BERT are trained from nothing, on pairs packed as in BERT that the
-generator of the demo makes from other seeds. No pair of the demo's splits is among them, so
-neither is any of the demo's labels. There are two stages:
+A WordPiece tokenizer and a BERT are trained from scratch, on pairs that the generator of the demo
+makes from other seeds. Pairs that are in the demo's splits are dropped, so no label of the demo is
+seen. There are two stages:
 
-1. Self-supervised training on equivalent pairs. Half of each batch is for masked words, as in
-   BERT. In half of the others some names and numbers of the second sentence become others of
-   their kind, or two change places; the model tells for each word whether it was replaced, as in
-   ELECTRA, restores the original, and tells from the pooled output whether any word was replaced.
+1. Self-supervised training on equivalent pairs. Half of each batch has masked words, as in BERT.
+   In half of the rest some names and numbers of the second sentence are replaced by others of
+   their kind, or two are swapped. The model predicts for each word whether it was replaced, as in
+   ELECTRA, restores the original, and predicts from the pooled output whether any word was
+   replaced.
 2. Intermediate-task training, as in Phang et al. 2018 (STILTs): the demo's own task, with labels,
    on other pairs, half of them equivalent and half near misses of every kind.
 
 Both are needed. From random weights the second stage learned nothing in 700 steps, and fine-tuning
-from random weights stays at the majority class (0.6625). The first never meets opposite or negated
-verbs; fine-tuned without the second, it misses them and swapped roles (validation accuracy 0.79,
-with it 0.926). No head is saved, so fine-tuning starts from a new classifier, but the body has
-learned the demo's task already.
+stays at the majority class (0.6625). The first stage contains no opposite or negated verbs: without
+the second, fine-tuning misses them and swapped roles (validation accuracy 0.79 instead of 0.926).
+No head is saved, so fine-tuning starts with a new classifier, but the encoder has already learned
+the demo's task.
 
-It takes five minutes on one core. With the same machine and library versions, the files are the
-same bit for bit.
+Pretraining takes five minutes on one core. On the same machine, with the same library versions, it
+writes the same files bit for bit.
 """
 
 import argparse
@@ -34,7 +35,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertForPreTraining, BertTokenizer, set_seed
 
-from lib.demo import corpus as demo
+from lib.demo import corpus, generator
+from lib.demo.events import word_classes
 
 SEED = 7
 NUM_PAIRS = 50_000
@@ -54,36 +56,38 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 Row = tuple[list[int], list[int]]
 
 
-def make_other_pairs(num_pairs: int, *, seed: int, positive_share: float) -> list[dict[str, Any]]:
-    """Return pairs of the generator without those that are in a split of the demo."""
-    # In either order: the task is symmetric.
+def make_pairs_outside_demo(
+    num_pairs: int, *, seed: int, positive_share: float
+) -> list[dict[str, Any]]:
+    """Generate pairs and drop those in a split of the demo."""
+    # The task is symmetric: the order of the sentences does not matter.
     taken = {
         frozenset((pair["sentence1"], pair["sentence2"]))
-        for name in demo.SPLITS
-        for pair in demo.load_split(name)
+        for name in corpus.SPLITS
+        for pair in corpus.load_split(name)
     }
-    pairs = demo.make_pairs(num_pairs, seed=seed, positive_share=positive_share)
+    pairs = generator.make_pairs(num_pairs, seed=seed, positive_share=positive_share)
     return [
         pair for pair in pairs if frozenset((pair["sentence1"], pair["sentence2"])) not in taken
     ]
 
 
 def word_stage_pairs(num_pairs: int = NUM_PAIRS) -> list[dict[str, Any]]:
-    """Return the equivalent pairs of the first stage."""
-    return make_other_pairs(num_pairs, seed=SEED, positive_share=1.0)
+    """Equivalent pairs for the first stage."""
+    return make_pairs_outside_demo(num_pairs, seed=SEED, positive_share=1.0)
 
 
 def pair_stage_pairs(num_pairs: int = NUM_PAIRS) -> list[dict[str, Any]]:
-    """Return the labelled pairs of the second stage."""
-    return make_other_pairs(num_pairs, seed=SEED + 1, positive_share=0.5)
+    """Labeled pairs for the second stage."""
+    return make_pairs_outside_demo(num_pairs, seed=SEED + 1, positive_share=0.5)
 
 
 def train_tokenizer(sentences: list[str]) -> BertTokenizer:
     """Train an uncased WordPiece tokenizer on the sentences."""
     trained = BertWordPieceTokenizer(lowercase=True)
     trained.train_from_iterator(sentences, vocab_size=2000, show_progress=False)
-    # The trainer breaks ties and numbers pieces in a random order. The pieces that the text is
-    # made of do not depend on it; the unused intermediate ones do, and are dropped.
+    # The trainer breaks ties and numbers pieces in a random order. That changes only intermediate
+    # pieces, which the text does not use: drop them.
     used = {piece for encoding in trained.encode_batch(sentences) for piece in encoding.tokens}
     letters = {*string.ascii_lowercase, *string.digits}
     pieces = used | letters | {f"##{letter}" for letter in letters}
@@ -96,7 +100,7 @@ def train_tokenizer(sentences: list[str]) -> BertTokenizer:
 
 
 def pack(tokenizer: BertTokenizer, pairs: list[dict[str, Any]]) -> list[Row]:
-    """Tokenize the pairs."""
+    """Tokenize each pair into one sequence: ids and token types."""
     encoded = tokenizer([p["sentence1"] for p in pairs], [p["sentence2"] for p in pairs])
     return list(zip(encoded["input_ids"], encoded["token_type_ids"], strict=True))
 
@@ -117,7 +121,7 @@ def batches(rows: list[Row], batch_size: int, rng: random.Random) -> Iterator[li
 
 
 def replace_words(row: Row, kinds: dict[int, list[int]], rng: random.Random) -> list[int]:
-    """Return the row's ids with words of the second sentence replaced by others of their kind."""
+    """Replace words of the second sentence by others of their kind; return the new ids."""
     ids, types = list(row[0]), row[1]
     places = [at for at, second in enumerate(types) if second and ids[at] in kinds]
     if rng.random() < SWAPPED_PAIRS:
@@ -133,9 +137,9 @@ def replace_words(row: Row, kinds: dict[int, list[int]], rng: random.Random) -> 
     return ids
 
 
-def look_for_same_words(model: BertForPreTraining) -> None:
-    """Make two heads of the first layer start out attending to occurrences of the same word."""
-    # From plain random weights the model takes thousands of steps to find out that the two
+def attend_to_same_words(model: BertForPreTraining) -> None:
+    """Initialize two heads of the first layer to attend to other occurrences of the same word."""
+    # From plain random weights the model needs thousands of steps to discover that the two
     # sentences can be compared.
     query, key = (
         model.get_parameter(f"bert.encoder.layer.0.attention.self.{name}.weight")
@@ -150,7 +154,7 @@ def look_for_same_words(model: BertForPreTraining) -> None:
 
 
 class Batch(NamedTuple):
-    """Packed pairs: masked in the first half, with replaced words in half of the second."""
+    """Tokenized pairs: masked in the first half, with replaced words in some of the second."""
 
     inputs: dict[str, Tensor]
     words: Tensor
@@ -159,7 +163,7 @@ class Batch(NamedTuple):
 
 
 class Batcher:
-    """Turns rows into batches of the three tasks."""
+    """Makes batches for the three tasks of the first stage."""
 
     def __init__(self, tokenizer: BertTokenizer, rng: random.Random) -> None:
         self.tokenizer = tokenizer
@@ -168,7 +172,7 @@ class Batcher:
         self.special = {vocabulary[piece] for piece in SPECIAL}
         self.mask = vocabulary["[MASK]"]
         self.kinds: dict[int, list[int]] = {}
-        for words in demo.word_classes():
+        for words in word_classes():
             members = [vocabulary[word] for word in words]
             self.kinds.update(dict.fromkeys(members, members))
 
@@ -198,7 +202,7 @@ class Batcher:
 
 
 def word_stage_loss(model: BertForPreTraining, detector: torch.nn.Linear, batch: Batch) -> Tensor:
-    """Return the sum of the losses of the first stage."""
+    """Sum the losses of the first stage."""
     states, pooled = model.bert(**batch.inputs)[:2]
     hidden = batch.words >= 0
     words = functional.cross_entropy(model.cls.predictions(states[hidden]), batch.words[hidden])
@@ -220,7 +224,7 @@ def minimize(
     learning_rate: float,
     num_steps: int,
 ) -> None:
-    """Take the steps with AdamW and a learning rate that rises and falls linearly."""
+    """Run AdamW with a learning rate that rises and falls linearly."""
     optimizer = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -249,7 +253,7 @@ def train_on_words(
     pairs: list[dict[str, Any]],
     num_steps: int,
 ) -> None:
-    """Run the first stage."""
+    """Run the first, self-supervised stage."""
     rng = random.Random(SEED)
     rows = pack(tokenizer, pairs)
     order = batches(rows, WORD_BATCH_SIZE, rng)
@@ -269,7 +273,7 @@ def train_on_pairs(
     pairs: list[dict[str, Any]],
     num_steps: int,
 ) -> None:
-    """Run the second stage."""
+    """Run the second stage, on labeled pairs."""
     rows = pack(tokenizer, pairs)
     order = batches(rows, PAIR_BATCH_SIZE, random.Random(SEED))
     classifier = torch.nn.Linear(model.config.hidden_size, 2)
@@ -286,7 +290,7 @@ def train_on_pairs(
 
 
 def pretrain(output_dir: Path, *, num_pairs: int, max_steps: int) -> None:
-    """Train tokenizer and model and save both into ``output_dir``."""
+    """Train tokenizer and model and save both into `output_dir`."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     set_seed(SEED)
@@ -304,7 +308,7 @@ def pretrain(output_dir: Path, *, num_pairs: int, max_steps: int) -> None:
         attention_probs_dropout_prob=0.0,
     )
     model = BertForPreTraining(config)
-    look_for_same_words(model)
+    attend_to_same_words(model)
     model.train()
     train_on_words(model, tokenizer, pairs, min(max_steps, WORD_STEPS))
     train_on_pairs(model, tokenizer, pair_stage_pairs(num_pairs), min(max_steps, PAIR_STEPS))
@@ -316,9 +320,9 @@ def pretrain(output_dir: Path, *, num_pairs: int, max_steps: int) -> None:
 def main() -> None:
     """Parse the command line and pretrain."""
     parser = argparse.ArgumentParser(description="Pretrain the tiny BERT of --demo.")
-    parser.add_argument("--output_dir", type=Path, default=demo.MODEL_DIR)
+    parser.add_argument("--output_dir", type=Path, default=corpus.MODEL_DIR)
     parser.add_argument("--num_pairs", type=int, default=NUM_PAIRS, help="pairs of each stage")
-    parser.add_argument("--max_steps", type=int, default=PAIR_STEPS, help="most of each stage")
+    parser.add_argument("--max_steps", type=int, default=PAIR_STEPS, help="maximum for each stage")
     args = parser.parse_args()
     pretrain(args.output_dir, num_pairs=args.num_pairs, max_steps=args.max_steps)
 
