@@ -95,7 +95,8 @@ def measure_start(files: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> 
     seconds = time.perf_counter() - started
     gc.collect()
     added = {name: after - before[name] for name, after in memory().items()}
-    assert len(batch["labels"]) <= 16 and len(fingerprint) == 64
+    assert len(batch["labels"]) <= 16
+    assert len(fingerprint) == 64
     return {"seconds": seconds, "planning": planned - planning, **added}
 
 
