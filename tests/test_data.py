@@ -1,16 +1,22 @@
 import json
+import shutil
 from functools import partial
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import write_csv
 from transformers import AutoTokenizer
 
+from lib.cli.parsing import parse_arguments
+from lib.data import sources, splits
 from lib.data.splits import load_splits
 from lib.data.tasks import IGNORED, TASKS
 from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
 from lib.demo.corpus import MODEL_DIR
 from lib.errors import InputError
+from train_mrpc import main
 
 ROWS = [
     {"sentence1": "a b", "sentence2": "c, d", "label": 1},
@@ -97,6 +103,49 @@ def test_labels_may_miss_in_the_test_split(tmp_path):
     assert load(train, test=test).test["test"]["labels"][:] == [IGNORED]
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+def test_rows_of_several_batches_stay_in_order(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 3)
+    rows = [{"text": f"text {row}", "label": row} for row in range(10)]
+    splits = load(write(tmp_path, ending, rows))
+    assert splits.train["text"][:] == [f"text {row}" for row in range(10)]
+    assert splits.train["labels"][:] == list(range(10))
+
+
+def test_later_rows_may_have_decimals_and_more_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
+    rows = [{"text": "x", "label": label} for label in (1, 2, 2.5, 3)]
+    train = load(write(tmp_path, "jsonl", [*rows, {"text": "y", "label": 4, "idx": 5}])).train
+    assert train["labels"][:] == [1.0, 2.0, 2.5, 3.0, 4.0]
+
+
+def test_a_value_of_another_kind_is_found_in_a_later_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
+    rows = [{"text": "x", "label": label} for label in (None, 1, 2, 3, "four")]
+    with pytest.raises(InputError, match="row 5: label is 'four', and in the rows before 1:"):
+        load(write(tmp_path, "jsonl", rows))
+
+
+@pytest.mark.parametrize("kind", [pyarrow.large_string(), pyarrow.string_view()])
+def test_text_of_polars_is_text(tmp_path, kind):
+    """Polars and pandas write other types of text than Arrow's own."""
+    columns = {"text": ["a", "b"], "label": ["yes", "no"]}
+    table = pyarrow.table({name: pyarrow.array(column, kind) for name, column in columns.items()})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    train = load(tmp_path / "rows.parquet").train
+    assert train[:] == {"text": ["a", "b"], "labels": [1, 0]}
+
+
+def test_a_file_that_could_not_be_read_whole_is_read_again(tmp_path, monkeypatch):
+    """The rows before the fault were already converted."""
+    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 1)
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"text,label\nx,0\ny,1\nz\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match="row 3: 1 values"):
+            load(path)
+
+
 @pytest.mark.parametrize(
     ("ending", "content", "message"),
     [
@@ -136,6 +185,12 @@ def test_labels_may_miss_in_the_test_split(tmp_path):
         ),
         ("json", b'{"text": "x", "label": 0}\n{"text": "y", "label": 1}', "name it .jsonl"),
         ("json", b"{1", "is not the JSON its name says"),
+        ("csv", b'text,label\n"a" b,0\nx,1\n', "is not the CSV its name says: ',' expected after"),
+        ("csv", b'text,label\nx,1\n"a,0\n', "is not the CSV its name says: unexpected end of data"),
+        ("csv", b"text,label\n\nx,0\n\ny\n", "row 2: 1 values where the header has 2"),
+        ("csv", b"text,label\n" + b"x,0\n" * 5000 + b"\xff,1\n", "line 5002: invalid UTF-8"),
+        ("jsonl", b'{"text": "x", "label": 1' + b"0" * 30 + b"}", "Python int too large"),
+        ("csv", b"labels,label\nx,0\ny,1\n", "cannot have the name labels; rename it"),
         ("parquet", b"text,label\nx,0\n", "is not the PARQUET its name says"),
     ],
 )
@@ -196,6 +251,66 @@ def test_every_glue_task_is_read(tmp_path, task):
     assert list(splits.test) == list(TASKS[task].test)
     assert splits.train.column_names == [*TASKS[task].columns, "labels"]
     assert set(splits.test[TASKS[task].test[0]]["labels"][:]) == {IGNORED}
+
+
+@pytest.fixture(params=["hub", "saved", "parquet", "demo", "files"])
+def source(request, tmp_path, monkeypatch):
+    """Pairs from each kind of place that rows can come from, with a second column of labels."""
+    rows = [{**row, "reversed": 1 - row["label"]} for row in ROWS]
+    split = datasets.Dataset.from_list(rows)
+    if request.param == "files":
+        path = str(write(tmp_path, "csv", rows))
+        return {"train": path, "validation": path}
+    if request.param == "parquet" or request.param == "demo":
+        for name in ("train", "validation"):
+            split.to_parquet(str(tmp_path / f"{name}.parquet"))
+        if request.param == "demo":
+            monkeypatch.setattr("lib.demo.corpus.write_corpus", lambda _: tmp_path)
+            return "demo"
+    else:
+        saved = datasets.DatasetDict(train=split, validation=split)
+        saved.save_to_disk(str(tmp_path / "saved"))
+        if request.param == "hub":
+            saved = datasets.load_from_disk(str(tmp_path / "saved"))
+            monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: saved)
+            return "nyu-mll/glue"
+        return str(tmp_path / "saved")
+    return str(tmp_path)
+
+
+def test_the_named_columns_are_read_from_every_source(source):
+    loaded = load_splits(
+        source, task_name="mrpc", text_columns=("sentence2",), label_column="reversed"
+    )
+    assert loaded.task.columns == ("sentence2",)
+    assert loaded.train.column_names == ["sentence2", "labels"]
+    assert loaded.train["sentence2"][0] == "c, d"
+    assert loaded.train["labels"][:] == [0, 1, 0]
+    assert loaded.validation["validation"]["labels"][:] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "remedy"),
+    [
+        (
+            {"text_columns": ("quote",)},
+            "no column quote .found: .*; name yours with --text_columns",
+        ),
+        ({"label_column": "stars"}, "no column stars .found: .*; name yours with --label_column"),
+    ],
+)
+def test_a_column_that_no_source_has_is_named(source, columns, remedy):
+    with pytest.raises(InputError, match=remedy) as error:
+        load_splits(source, task_name="mrpc", **columns)
+    assert "sentence1, sentence2, label, reversed" in str(error.value)
+
+
+def test_the_script_reads_the_named_columns_of_the_demo(tmp_path, capsys):
+    flags = ["--demo", "--dry_run", "--max_train_samples=8", f"--output_dir={tmp_path / 'out'}"]
+    main(parse_arguments([*flags, "--text_columns", "sentence2"]))
+    assert "first example: {'sentence2': " in capsys.readouterr().out
+    with pytest.raises(InputError, match="no column quote .found: sentence1, sentence2, label"):
+        main(parse_arguments([*flags, "--text_columns", "quote"]))
 
 
 def test_a_saved_dataset_dict_is_read(tmp_path):
@@ -266,12 +381,75 @@ def test_tokenized_once_and_cached(files, tokenizer, monkeypatch):
     tokenize(load(files["train"], files["validation"]), tokenizer, max_length=40)
 
 
+def test_a_broken_off_tokenization_is_not_taken_for_whole(files, tokenizer, monkeypatch):
+    monkeypatch.setattr(splits, "ROWS_PER_BATCH", 10)
+    loaded = load(files["train"], files["validation"])
+    calls = []
+    encode = type(tokenizer).__call__
+
+    def killed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(loaded, tokenizer, max_length=41)
+    assert tokenize(loaded, tokenizer, max_length=41).train["row"][:] == list(range(53))
+
+
+def test_a_cached_start_reads_no_text(files, tokenizer, monkeypatch):
+    def start():
+        loaded = load(files["train"], files["validation"])
+        return loaded.fingerprint(), tokenize(loaded, tokenizer, max_length=42).train[0]
+
+    first = start()
+    monkeypatch.setattr(splits, "_values_as_bytes", lambda _: pytest.fail("read the texts again"))
+    monkeypatch.setattr(sources, "_READERS", {})
+    assert start() == first
+
+
 def test_the_fingerprint_follows_the_contents(tmp_path):
     one = load(write(tmp_path, "csv", ROWS))
-    assert one.fingerprint() == load(write(tmp_path, "jsonl", ROWS)).fingerprint()
-    assert one.fingerprint() != load(write(tmp_path, "csv", ROWS[::-1])).fingerprint()
+    (tmp_path / "moved").mkdir()
+    for ending in ("csv", "jsonl", "json", "parquet"):
+        other = load(write(tmp_path / "moved", ending, ROWS))
+        assert one.fingerprint() == other.fingerprint(), ending
+    changed = [dict(row) for row in ROWS]
+    changed[0] |= {"sentence1": "a", "sentence2": "bc, d"}  # the same characters, cut elsewhere
+    for rows in (
+        ROWS[::-1],
+        ROWS[:2],
+        changed,
+        [{**row, "label": 1 - row["label"]} for row in ROWS],
+    ):
+        assert one.fingerprint() != load(write(tmp_path, "csv", rows)).fingerprint()
+
+
+def test_the_fingerprint_does_not_depend_on_how_rows_are_stored(tmp_path, monkeypatch):
+    whole = load(write(tmp_path, "csv", ROWS)).fingerprint()
+    more = load(write(tmp_path, "csv", [*ROWS, *ROWS]))
+    assert more.first(train=3, validation=3, test=None).fingerprint() == whole
+    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(sources, "READER_VERSION", "of this test")
+    assert load(write(tmp_path, "csv", ROWS)).fingerprint() == whole
+
+
+def test_saved_rows_of_one_origin_and_other_content_are_told_apart(tmp_path):
+    """A function given to `Dataset.map` may have read a file that has changed since."""
+    fingerprints, contents = set(), set()
+    for rows in (ROWS, ROWS[::-1]):
+        split = datasets.Dataset(datasets.Dataset.from_list(rows).data, fingerprint="the same")
+        shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+        datasets.DatasetDict(train=split, validation=split).save_to_disk(str(tmp_path / "saved"))
+        saved = datasets.load_from_disk(str(tmp_path / "saved"))
+        fingerprints.add(saved["train"]._fingerprint)
+        contents.add(load_splits(str(tmp_path / "saved"), task_name="mrpc").fingerprint())
+    assert (len(fingerprints), len(contents)) == (1, 2)
 
 
 def test_first_rows_of_each_split(files):
-    splits = load(files["train"], files["validation"]).first(train=5, validation=3, test=None)
-    assert (len(splits.train), len(splits.validation["validation"])) == (5, 3)
+    first = load(files["train"], files["validation"]).first(train=5, validation=3, test=None)
+    assert (len(first.train), len(first.validation["validation"])) == (5, 3)

@@ -109,12 +109,12 @@ def test_a_run_goes_on_with_another_number_of_processes(flags, runs, run_on, tmp
         assert_same_course(tmp_path / name, runs / "1x1")
 
 
-def test_rows_are_tokenised_once_for_both_processes(flags, tmp_path):
+def test_rows_are_tokenized_once_for_both_processes(flags, tmp_path):
     environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
     arguments = [*flags, f"--output_dir={tmp_path / 'out'}", "--max_train_steps=1"]
     done = run_script(arguments, num_processes=2, environment=environment)
     assert done.returncode == 0, done.stderr
-    caches = sorted(path.name for path in (tmp_path / "cache").rglob("*.arrow"))
+    caches = sorted(path.name for path in (tmp_path / "cache").rglob("mapped/*/*.arrow"))
     assert caches == ["train.arrow", "validation.arrow"]
 
 

@@ -53,6 +53,8 @@ def check_column_names(
             f"{where}: the text columns ({', '.join(text_columns)}) and the label column "
             f"({label_column}) must be different ones: see --text_columns and --label_column"
         )
+    if "labels" in text_columns:
+        raise InputError(f"{where}: a text column cannot have the name labels; rename it")
     for name in (*text_columns, label_column):
         if name is not None and name not in rows.column_names:
             flag = "--label_column" if name == label_column else "--text_columns"

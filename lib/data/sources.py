@@ -261,9 +261,13 @@ def _same_kind(value: Any, first: Any) -> bool:
 
 def _read_parquet(path: Path) -> Iterator[pyarrow.Table]:
     with pyarrow.parquet.ParquetFile(path) as file:
-        yield file.schema_arrow.empty_table()
+        schema = file.schema_arrow
+        for index, field in enumerate(schema):
+            if pyarrow.types.is_string_view(field.type):  # as Polars writes text
+                schema = schema.set(index, field.with_type(pyarrow.string()))
+        yield schema.empty_table()
         for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
-            yield pyarrow.Table.from_batches([batch], file.schema_arrow)
+            yield pyarrow.Table.from_batches([batch]).cast(schema)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[pyarrow.Table]]] = {
