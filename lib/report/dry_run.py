@@ -64,15 +64,13 @@ def dry_run_lines(
     )
     yield _line("padding", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
 
-    accumulation = accelerator.gradient_accumulation_steps
     most = max(len(rows) for batch in batches for rows in batch)
     rows_of = [sum(map(len, batch)) for batch in batches]
     yield _line("updates", f"{len(batches):,} per epoch, {num_updates:,} in total")
     yield _line("global batch", f"{min(rows_of)} to {max(rows_of)} rows")
-    yield _line(
-        "micro-batch",
-        f"at most {most} rows x {accumulation} accumulated x {accelerator.num_processes} processes",
-    )
+    yield _line("micro-batch", f"at most {most} rows")
+    yield _line("processes", f"{accelerator.num_processes}")
+    yield _line("gradient accumulation", f"{accelerator.gradient_accumulation_steps}")
     yield _line("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")
     yield _line("device", f"{device_name(accelerator.device)}, precision {precision(accelerator)}")
     yield _line("one backward pass", _one_pass(train_loader, model, accelerator))
