@@ -93,7 +93,6 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     )
     optimizer, schedule = make_optimizer(config, model, num_updates, accelerator)
     facts = results.provenance(config.to_dict(), splits, model, accelerator)
-    announce(config.to_dict(), facts, splits, tokenizer, timetable, accelerator)
     optimization.configure_deepspeed(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
@@ -101,6 +100,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     if config.dry_run:
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
         return {}
+
+    announce(config.to_dict(), facts, splits, tokenizer, timetable, accelerator)
 
     # The output folder, and what an earlier start of this run left in it
     signals.at_once = False  # from now on there is something to save before exiting

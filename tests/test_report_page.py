@@ -1,7 +1,6 @@
 """What the report says and shows, and that a browser opens it as it is."""
 
 import csv
-import json
 import re
 import shutil
 import subprocess
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 import sklearn.metrics
 from conftest import ROOT, write_csv
-from huggingface_hub import ModelCard
+from finished_run import write_finished_run
 
 from lib.cli.parsing import parse_arguments
 from lib.data.tasks import TASKS, task_of_files
-from lib.report import page as report_page
-from lib.report import plots
+from lib.report.page import mistakes, plots, render, scores
 from lib.training import metrics
 from train_mrpc import main
 
@@ -89,7 +87,7 @@ def test_the_confusion_matrix_counts_labels_down_and_predictions_across():
 
 def test_a_name_with_dollars_is_not_a_formula():
     one = np.array([0])
-    report_page._png(plots.confusion_matrix(one, one, ("$_$", "b")))
+    render._png(plots.confusion_matrix(one, one, ("$_$", "b")))
 
 
 def test_the_learning_curve_marks_the_best_evaluation_and_its_interval():
@@ -110,7 +108,7 @@ def test_the_learning_curve_marks_the_best_evaluation_and_its_interval():
 
 
 def test_the_same_figure_is_the_same_file():
-    one, same = (report_page._png(plots.learning_rate([1, 2], [0.1, 0.2])) for _ in range(2))
+    one, same = (render._png(plots.learning_rate([1, 2], [0.1, 0.2])) for _ in range(2))
     assert one == same
     assert one.startswith(PNG)
     assert b"Software" not in one
@@ -122,83 +120,69 @@ def test_the_same_figure_is_the_same_file():
 def test_the_most_confident_mistakes_come_first():
     predicted = probabilities(0.8, 0.1, 0.99, 0.4, 0.9, 0.2)
     labels = np.array([0, 1, 1, 1, 0, 1])  # row 2 is right; rows 1 and 4 are as confident
-    assert report_page.most_confident_mistakes(predicted, labels, 20) == [1, 4, 0, 5, 3]
-    assert report_page.most_confident_mistakes(predicted, labels, 2) == [1, 4]
+    assert mistakes.worst_rows(predicted, labels, 20) == [1, 4, 0, 5, 3]
+    assert mistakes.worst_rows(predicted, labels, 2) == [1, 4]
 
 
 def test_the_largest_errors_come_first():
     predictions, labels = np.array([1.0, 5.0, 2.0, 0.0]), np.array([1.0, 3.0, 2.5, 3.0])
-    assert report_page.largest_errors(predictions, labels, 3) == [3, 1, 2]
+    assert mistakes.worst_rows(predictions, labels, 3) == [3, 1, 2]
 
 
 def test_marks_the_words_that_the_other_text_lacks():
-    marked = report_page.mark_differences(["He said so on Monday.", "He said it, on Monday."], 99)
+    marked = mistakes.mark_differences(["He said so on Monday.", "He said it, on Monday."])
     assert marked == [
         [("He said", False), (" ", False), ("so", True), (" ", False), ("on Monday.", False)],
         [("He said", False), (" ", False), ("it,", True), (" ", False), ("on Monday.", False)],
     ]
-    assert report_page.mark_differences(["a  b"], 99) == [[("a  b", False)]]
-    assert report_page.mark_differences(["a b c d"], 2) == [[("a b …", False)]]
+    assert mistakes.mark_differences(["a  b"]) == [[("a  b", False)]]
+
+
+def test_marks_nothing_in_texts_that_differ_in_most_words():
+    assert mistakes.mark_differences(["a b c d e", "a b c x y"]) is not None  # 3 of 5 words
+    assert mistakes.mark_differences(["a b c d e", "a v w x y"]) is None  # 1 of 5
+
+
+def test_long_texts_are_cut():
+    assert mistakes.shorten("a b c d", 2) == "a b …"
+    assert mistakes.shorten(" a  b ", 2) == "a  b"
+    assert len(mistakes.shorten("x" * 1_000_000, 10)) < 200
 
 
 # ------------------------------------------------------------------------------------ in words
 
 
-def test_says_whether_the_classifier_collapsed():
-    labels = np.array([0, 1, 1, 1])
-    said = " ".join(report_page.verdict(probabilities(0.9, 0.8, 0.7, 0.6), labels, ("no", "yes")))
-    assert "has collapsed into one class: it predicts 'yes' for every row" in said
-    assert "75.0% of the rows" in said
-    assert "Always answering 'yes', the most frequent label, would give 75.0%" in said
-    said = " ".join(report_page.verdict(probabilities(0.1, 0.8, 0.7, 0.6), labels, ("no", "yes")))
-    assert "has not collapsed" in said
-    assert "'yes' for 3 and 'no' for 1 of the rows" in said
-    three = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])
-    said = " ".join(report_page.verdict(three, np.array([0, 1]), ("a", "b", "c")))
-    assert "1 of the 3 classes it never predicts: 'c'." in said
+def test_warns_of_a_collapse_and_only_then():
+    labels, names = np.array([0, 1, 1, 1]), ("no", "yes")
+    collapsed = scores.warning(probabilities(0.9, 0.8, 0.7, 0.6), labels, names)
+    assert "collapsed to one class: it predicts 'yes' for every row" in collapsed
+    assert scores.warning(probabilities(0.1, 0.8, 0.7, 0.6), labels, names) is None
+    three = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]])
+    names = ("a", "b", "c")
+    assert (
+        scores.warning(three, np.array([0, 1, 2]), names) == "Some labels are never predicted: 'c'."
+    )
+    assert scores.warning(three, np.array([0, 1, 1]), names) is None  # and no row is a 'c'
 
 
-def test_says_whether_a_regression_collapsed():
+def test_warns_of_a_regression_that_collapsed():
     labels = np.array([0.0, 2.0, 5.0])
-    assert "has collapsed" in report_page.verdict(np.array([2.0, 2.001, 2.0]), labels, ())[0]
-    assert "has not collapsed" in report_page.verdict(np.array([1.0, 2.0, 3.0]), labels, ())[0]
+    assert "collapsed" in scores.warning(np.array([2.0, 2.001, 2.0]), labels, ())
+    assert scores.warning(np.array([1.0, 2.0, 3.0]), labels, ()) is None
+
+
+def test_compares_the_result_with_one_without_a_model():
+    labels = np.array([0, 1, 1, 1])
+    said = scores.baseline(probabilities(0.9, 0.8, 0.7, 0.2), labels, ("no", "yes"))
+    assert "50.0% of the rows" in said
+    assert "Always predicting 'yes', the most frequent label, would give 75.0%" in said
+    # |1 - 0| + |2 - 2| + |3 - 5| over 3; the median label is 2: |0 - 2| + 0 + |5 - 2| over 3
+    said = scores.baseline(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 5.0]), ())
+    assert "error is 1.000" in said
+    assert "median label would give 1.667" in said
 
 
 # --------------------------------------------------------------------------------- whole pages
-
-
-def write_folder(folder, task, predictions):
-    """A page of made-up figures in `folder`, as a run of one evaluation would leave it."""
-    names = [name for name in metrics.metric_names(task.metrics) if name != "loss"]
-    scores = {f"eval_{name}": 0.75 for name in names} | {"eval_loss": 0.5}
-    logged = {"loss": 0.7, "learning_rate": 1e-4, "examples_per_second": 20.0}
-    log = [{"update": 1, **logged}, {"update": 2, **logged}, {"update": 2, **scores}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    (folder / "predictions").mkdir()
-    (folder / "predictions" / f"{task.validation[0]}.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in predictions)
-    )
-    texts = ("<script>alert(1)</script> & one", "<b>two</b>")
-    results = {
-        **scores,
-        **{f"eval_{name}_ci95": [0.7, 0.8] for name in names},
-        "eval_num_rows": len(predictions),
-        "best_update": 2,
-        "num_updates": 2,
-    }
-    config = dict.fromkeys(report_page.SETTINGS) | {"max_length": 64, "seed": 1, "task_name": None}
-    facts = ("model", "model_revision", "data", "data_fingerprint", "device", "precision", "commit")
-    manifest = dict.fromkeys(facts, "x") | {"command": "train <b>", "versions": {"torch": "2"}}
-    return report_page.write_page(
-        folder,
-        task=task,
-        results=results,
-        manifest=manifest,
-        config=config,
-        rows=[dict(zip(task.columns, texts, strict=False))] * len(predictions),
-        lengths=[3, 8, 5],
-        padding={"fixed length": 0.4, "plain dynamic": 0.3, "this run": 0.1},
-    )
 
 
 class Tags(HTMLParser):
@@ -216,13 +200,62 @@ class Tags(HTMLParser):
         self.text += data
 
 
+def text_of(folder):
+    """The words of a page below its title and styles, each white space one blank."""
+    body = (folder / "report" / "index.html").read_text().partition("<body>")[2]
+    return " ".join(Tags(body).text.split())
+
+
+def drawn(folder):
+    return {path.stem for path in (folder / "report").glob("*.png")}
+
+
+def line_of(names, label, shares):
+    """A line of predictions: the class of highest share is the prediction."""
+    prediction = names[int(np.argmax(shares))]
+    line = {"index": 0, "prediction": prediction, "label": names[label]}
+    return line | {"probabilities": dict(zip(names, shares, strict=True))}
+
+
 def test_texts_are_shown_and_not_run(tmp_path):
-    line = {"index": 0, "prediction": "<i>", "label": "b", "probabilities": {"<i>": 0.9, "b": 0.1}}
-    write_folder(tmp_path, task_of_files(("text",), ("<i>", "b")), [line])
+    names = ("<i>", "b")
+    write_finished_run(tmp_path, task_of_files(("text",), names), [line_of(names, 1, (0.9, 0.1))])
     page = Tags((tmp_path / "report" / "index.html").read_text())
     assert not {"script", "b", "i"} & {tag for tag, _ in page.tags}
     assert "<script>alert(1)</script> & one" in page.text
-    assert "predicted <i>" in " ".join(page.text.split())
+    assert "predicted <i>" in text_of(tmp_path)
+
+
+def test_the_page_opens_with_the_score_and_its_interval(tmp_path):
+    names = TASKS["mrpc"].labels
+    lines = [line_of(names, 0, (0.9, 0.1)), line_of(names, 1, (0.2, 0.8))]
+    write_finished_run(tmp_path, TASKS["mrpc"], lines)
+    opening = f"{tmp_path.name} combined_score 0.7500 (95% interval 0.70 to 0.80) on 2 validation"
+    assert opening in text_of(tmp_path)[:200]
+    assert "collapsed" not in text_of(tmp_path)
+    write_finished_run(tmp_path, TASKS["mrpc"], lines, metric_for_best_model="loss")
+    assert f"{tmp_path.name} loss 0.5000 on 2 validation rows" in text_of(tmp_path)[:200]
+
+
+def test_f1_names_its_class(tmp_path):
+    """On the page, in its plots and in the model card; "f1" alone is nobody's."""
+    names = ("no", "yes, $a$ | b")
+    lines = [line_of(names, 0, (0.9, 0.1)), line_of(names, 1, (0.2, 0.8))]
+    folder = write_finished_run(tmp_path / "run", task_of_files(("a", "b"), names), lines)
+    named = "f1 of 'yes, $a$ | b'"
+    assert text_of(folder).count("f1") == text_of(folder).count(named) > 1
+    card = (folder / "README.md").read_text().partition("# ")[2]
+    assert card.count("f1") == card.count(r"f1 of 'yes, \$a\$ \| b'") == 1
+
+
+def test_says_where_two_texts_have_little_in_common(tmp_path):
+    names = TASKS["mrpc"].labels
+    lines = [line_of(names, 0, (0.1, 0.9))]
+    texts = ("Who wrote the novel about whales?", "An entirely different sentence stands here.")
+    write_finished_run(tmp_path, TASKS["mrpc"], lines, texts=texts)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<mark>") == 1  # of the sentence that explains it
+    assert "little in common, so no words are marked" in text_of(tmp_path)
 
 
 def test_a_regression_has_a_scatter_instead_of_classes(tmp_path):
@@ -232,35 +265,27 @@ def test_a_regression_has_a_scatter_instead_of_classes(tmp_path):
         {"index": row, "prediction": value, "label": label}
         for row, (value, label) in enumerate([(1.0, 1.5), (4.0, 0.5), (2.0, 2.0)])
     ]
-    drawn = write_folder(tmp_path, TASKS["stsb"], lines)
-    assert "Predictions against labels" in drawn
-    assert not {"Calibration", "Confusion matrix", "Precision and recall"} & set(drawn)
-    assert set((tmp_path / "report").glob("*.png")) == {tmp_path / path for path in drawn.values()}
-    text = " ".join(Tags((tmp_path / "report" / "index.html").read_text()).text.split())
-    assert "Largest errors" in text
-    assert "Row 1: predicted 4.00 (+3.50), labelled 0.50" in text
+    write_finished_run(tmp_path, TASKS["stsb"], lines)
+    runs = {"learning_curve", "learning_rate", "throughput", "token_lengths"}
+    assert drawn(tmp_path) == runs | {"score_scatter"}
+    assert "Largest errors" in text_of(tmp_path)
+    assert "Row 1: predicted 4.00 (+3.50), labeled 0.50" in text_of(tmp_path)
 
 
 def test_three_classes(tmp_path):
     names = TASKS["mnli"].labels
-    lines = [
-        {"index": 0, "prediction": names[0], "label": names[label]}
-        | {"probabilities": dict(zip(names, (0.6, 0.3, 0.1), strict=True))}
-        for label in (0, 1, 2)
-    ]
-    drawn = write_folder(tmp_path, TASKS["mnli"], lines)
-    assert {"Calibration", "Confusion matrix", "Precision and recall"} <= set(drawn)
-    text = Tags((tmp_path / "report" / "index.html").read_text()).text
-    assert "collapsed into one class: it predicts 'entailment'" in text
+    lines = [line_of(names, label, (0.6, 0.3, 0.1)) for label in (0, 1, 2)]
+    write_finished_run(tmp_path, TASKS["mnli"], lines)
+    assert {"calibration", "confusion_matrix", "precision_recall"} <= drawn(tmp_path)
+    assert "collapsed to one class: it predicts 'entailment'" in text_of(tmp_path)
 
 
 def test_many_classes(tmp_path):
     names = tuple(f"a class with the long name {number}" for number in range(40))
-    line = {"index": 0, "prediction": names[0], "label": names[1]}
-    line["probabilities"] = dict(zip(names, [0.61] + [0.01] * 39, strict=True))
-    drawn = write_folder(tmp_path, task_of_files(("text",), names), [line])
-    assert "Confusion matrix" in drawn
-    assert "Precision and recall" not in drawn
+    line = line_of(names, 1, [0.61] + [0.01] * 39)
+    write_finished_run(tmp_path, task_of_files(("text",), names), [line])
+    assert "confusion_matrix" in drawn(tmp_path)
+    assert "precision_recall" not in drawn(tmp_path)
 
 
 # -------------------------------------------------------------------------------- of a real run
@@ -312,29 +337,19 @@ def test_a_run_leaves_a_page_that_holds_everything(finished):
 def test_padding_is_that_of_the_runs_batches(finished):
     """53 rows in 7 batches, sorted by length: less padding than in the file's order."""
     text = Tags((finished[0] / "report" / "index.html").read_text()).text
-    share, plain, fixed = map(float, re.findall(r"([\d.]+)%", text[text.index("this run's") :])[:3])
+    share, plain, fixed = map(
+        float, re.findall(r"([\d.]+)%", text[text.index("the longest") :])[:3]
+    )
     assert 0 <= share < plain < fixed < 100
 
 
-def test_the_model_card_shows_the_plots(finished):
-    folder, results = finished
-    card = ModelCard.load(folder / "README.md")
-    shown = re.findall(r"!\[.+\]\((.+)\)", card.text)
-    assert "report/learning_curve.png" in shown
-    assert {folder / path for path in shown} == set((folder / "report").glob("*.png"))
-    for path in shown:
-        assert (folder / path).read_bytes().startswith(PNG)
-    # The hub's validation needs the hub; this is what it reads.
-    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert scores["f1"] == results["eval_f1"]
-
-
-def test_nothing_is_imported_for_plots_before_there_is_something_to_plot():
-    code = "import sys, train_mrpc; print('matplotlib' in sys.modules)"
+def test_nothing_of_the_report_is_imported_before_there_is_something_to_report():
+    late = ["matplotlib", "lib.report.card", "lib.report.page.render"]
+    code = f"import sys, train_mrpc; print([name for name in {late} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "[]"
 
 
 def browse(page, folder, width):
@@ -379,7 +394,7 @@ def test_a_browser_renders_the_page_and_has_nothing_to_complain_of(finished, tmp
     image, console = browse(finished[0] / "report" / "index.html", tmp_path, width)
     assert console == []
     assert image.size == (width, 1500)
-    # Text, lines and plots; an empty page or an error has few colours.
+    # Text, lines and plots; an empty page or an error has few colors.
     assert len(image.getcolors(1 << 24)) > 500
 
 

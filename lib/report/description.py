@@ -122,14 +122,11 @@ def _lines(
     shares = padding_shares(lengths, plan, collator)
     yield _line("padding", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
 
-    accumulation = accelerator.gradient_accumulation_steps
     yield _line("updates", f"{len(plan):,} per epoch, {timetable.num_updates:,} in total")
     yield _line("global batch", f"{plan.sizes.min()} to {plan.sizes.max()} rows")
-    yield _line(
-        "micro-batch",
-        f"at most {plan.most_rows} rows x {accumulation} accumulated x "
-        f"{accelerator.num_processes} processes",
-    )
+    yield _line("micro-batch", f"at most {plan.most_rows} rows")
+    yield _line("processes", f"{accelerator.num_processes}")
+    yield _line("gradient accumulation", f"{accelerator.gradient_accumulation_steps}")
     yield _line("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")
     yield _line("device", f"{device_name(accelerator.device)}, precision {precision(accelerator)}")
     yield _line("one backward pass", _one_pass(train_loader, model, accelerator))

@@ -196,6 +196,8 @@ def read_finished_run(folder: Path) -> FinishedRun:
             for name in metric_names(task.metrics)
         }
         evaluations["update"] = [line["update"] for line in lines if "eval_loss" in line]
+        if not evaluations["update"]:
+            raise ValueError("no evaluation")
     with _reading(folder / predictions.FOLDER / f"{task.validation[0]}.jsonl") as path:
         predicted, labels = predictions.read_predictions(path, task.labels)
         if len(labels) != num_rows[task.validation[0]]:

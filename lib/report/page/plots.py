@@ -74,7 +74,7 @@ def learning_curve(
     figure.legend(
         *below.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=3 if sum(map(len, scores)) < 40 else 2,
+        ncols=3 if sum(map(len, scores)) <= 40 else 2,
         frameon=False,
         fontsize=9,
     )
