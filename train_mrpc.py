@@ -270,13 +270,14 @@ def make_loaders(
     pad = DataCollatorWithPadding(
         tokenizer,
         padding="max_length" if config.pad_to_max_length else "longest",
-        max_length=config.max_length,
+        max_length=config.max_length if config.pad_to_max_length else None,
         pad_to_multiple_of=batching.compiled_multiple(config.max_length) if compiled else None,
     )
     assert config.train_batch_size is not None, "resolve() sets it"
     num_micro_batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
     most_rows = math.ceil(config.train_batch_size / num_micro_batches) if compiled else None
-    collator = batching.FillingCollator(pad, model_columns(tokenized.train), most_rows)
+    columns, max_length = model_columns(tokenized.train), config.max_length
+    collator = batching.FillingCollator(pad, columns, max_length, most_rows)
     plan = partial(
         batching.plan_epoch,
         row_lengths(tokenized.train),

@@ -27,7 +27,7 @@ import pyarrow.parquet
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from lib.data.batching import FillingCollator, MicroBatches, filling_row, plan_epoch
+from lib.data.batching import FillingCollator, MicroBatches, plan_epoch
 from lib.data.splits import Splits, load_splits
 from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
 
@@ -89,8 +89,8 @@ def measure_start(files: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> 
         lambda epoch: plan_epoch(lengths, seed=42, epoch=epoch, batch_size=32, num_micro_batches=2)
     )
     planned = time.perf_counter()
-    filling = filling_row(tokenizer, model_columns(rows.train), max_length=MAX_LENGTH)
-    collate = FillingCollator(DataCollatorWithPadding(tokenizer), filling)
+    pad = DataCollatorWithPadding(tokenizer)
+    collate = FillingCollator(pad, model_columns(rows.train), MAX_LENGTH)
     batch = next(iter(DataLoader(rows.train, batch_sampler=sampler, collate_fn=collate)))
     seconds = time.perf_counter() - started
     gc.collect()

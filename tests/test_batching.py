@@ -10,7 +10,6 @@ from lib.data.batching import (
     MicroBatches,
     compiled_multiple,
     dropout_seed,
-    filling_row,
     num_tokens,
     padding_share,
     padding_shares,
@@ -146,14 +145,12 @@ def test_padding_by_hand():
     assert num_tokens(lengths, micro_batches, lambda longest: -(-longest // 4) * 4) == (11, 16)
 
 
-def test_padding_shares_of_an_epoch_by_hand():
+def test_padding_shares_of_an_epoch_by_hand(tokenizer):
     # At 2 rows an update: in order (3, 9) and (3, 9) make 36 places for 24 tokens, sorted none too
     # many, at a fixed length of 10 there are 40.
     lengths = np.array([3, 9, 3, 9])
     sorted_plan = planned(lengths=lengths, batch_size=2)
-    shares = padding_shares(
-        lengths, sorted_plan, max_length=10, padded_length=lambda longest: longest
-    )
+    shares = padding_shares(lengths, sorted_plan, collator(tokenizer, longest=10))
     assert shares == pytest.approx(
         {"fixed length": 1 - 24 / 40, "plain dynamic": 1 - 24 / 36, "this run": 0}
     )
@@ -240,10 +237,9 @@ def row(length, number=0):
     return {"input_ids": [5] * length, "attention_mask": [1] * length, "labels": 1, "row": number}
 
 
-def collator(tokenizer, num_rows=1, **padding):
-    columns = ["input_ids", "attention_mask"]
+def collator(tokenizer, num_rows=None, longest=64, **padding):
     pad = DataCollatorWithPadding(tokenizer, **padding)
-    return FillingCollator(pad, filling_row(tokenizer, columns, max_length=64), num_rows)
+    return FillingCollator(pad, ["input_ids", "attention_mask"], longest, num_rows)
 
 
 def test_pads_to_the_longest_row(tokenizer):

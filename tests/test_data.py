@@ -308,7 +308,9 @@ def test_a_column_that_no_source_has_is_named(source, columns, remedy):
 def test_the_script_reads_the_named_columns_of_the_demo(tmp_path, capsys):
     flags = ["--demo", "--dry_run", "--max_train_samples=8", f"--output_dir={tmp_path / 'out'}"]
     main(parse_arguments([*flags, "--text_columns", "sentence2"]))
-    assert "first example: {'sentence2': " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "first row              sentence2: " in printed
+    assert "sentence1" not in printed
     with pytest.raises(InputError, match="no column quote .found: sentence1, sentence2, label"):
         main(parse_arguments([*flags, "--text_columns", "quote"]))
 

@@ -182,19 +182,21 @@ class FillingCollator:
     A filling row is `[CLS] [SEP]` with the label `IGNORED` and the row number -1.
 
     Args:
-        pad: the collator that pads; it has a `max_length`.
+        pad: the collator that pads.
         columns: what tokenized rows hold for the model (`input_ids`, ...).
+        max_length: tokens of the longest row.
         num_rows: fill up to this many rows; None fills only what would be empty.
     """
 
     pad: DataCollatorWithPadding
     columns: Sequence[str]
+    max_length: int
     num_rows: int | None = None
 
     @functools.cached_property
     def filling(self) -> dict[str, Any]:
         """A row that does not count."""
-        empty = self.pad.tokenizer("", truncation=True, max_length=self.pad.max_length)
+        empty = self.pad.tokenizer("", truncation=True, max_length=self.max_length)
         return {name: empty[name] for name in self.columns} | {"labels": IGNORED, "row": -1}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -264,11 +266,10 @@ def padding_shares(lengths: Integers, plan: Plan, collator: FillingCollator) -> 
         lengths: tokens of each row.
         plan: the epoch of this run, whose micro-batches `collator` pads.
     """
-    assert collator.pad.max_length is not None
     in_order = np.array_split(np.arange(len(lengths)), len(plan))
     micro_batches = (rows for batch in plan for rows in batch)
     return {
-        "fixed length": 1 - int(lengths.sum()) / (len(lengths) * collator.pad.max_length),
+        "fixed length": 1 - int(lengths.sum()) / (len(lengths) * collator.max_length),
         "plain dynamic": padding_share(lengths, in_order),
         "this run": padding_share(lengths, micro_batches, collator.padded_length),
     }

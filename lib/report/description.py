@@ -95,7 +95,7 @@ def _lines(
     accelerator: Accelerator,
     timetable: Timetable,
 ) -> Iterator[str]:
-    plan, max_length = sampler.plan(0), collator.pad.max_length
+    plan, max_length = sampler.plan(0), collator.max_length
     for name, rows in splits.all.items():
         unlabeled = pc.sum(pc.equal(rows.data.column("labels"), IGNORED)).as_py()
         yield _line(
