@@ -235,7 +235,7 @@ def glue_metric(names: Sequence[str], *, regression: bool) -> "evaluate.Metric":
 
 
 def _preload_evaluate() -> None:
-    """Import `evaluate` without `EVALUATOR_IMPORTS`, which take 0.6 s in a run and seconds elsewhere.
+    """Import `evaluate` without `EVALUATOR_IMPORTS`, which take 0.6 s in a run, more elsewhere.
 
     Each is imported inside `try: ... except ImportError`, and None in `sys.modules` makes that
     import fail. A module that is already imported costs nothing and stays.
