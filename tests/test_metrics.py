@@ -131,7 +131,7 @@ def test_the_metric_is_one_of_evaluate():
 
 
 def test_evaluate_is_imported_without_pipelines_and_statistics():
-    """A fresh process, as `evaluate` may be loaded in this one. What it hides comes back."""
+    """In a fresh process, since this one may have loaded them; afterwards they can be imported."""
     code = """
 import sys
 import transformers
