@@ -216,10 +216,10 @@ class FillingCollator:
 
 
 def compiled_multiple(max_length: int) -> int:
-    """What to pad lengths to a multiple of where each shape costs a compilation.
+    """The multiple to pad lengths to where each shape costs a compilation.
 
-    The largest of a quarter, a third or a half of `max_length` that divides it: four shapes at
-    most, none of them longer than `max_length`, which may be all that the model takes.
+    A quarter of `max_length`, or a third, a half or all of it if that does not divide it: four
+    shapes at the most, none longer than `max_length`, which may be all that the model takes.
     """
     return next(max_length // parts for parts in (4, 3, 2, 1) if max_length % parts == 0)
 

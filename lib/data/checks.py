@@ -1,7 +1,7 @@
 """Check the columns, texts and labels of raw rows, and number the labels.
 
-Works on Arrow columns: of a text its length is looked at, of a label column its distinct values.
-A single row becomes a Python object only where an error reports it.
+Works on Arrow columns: of texts it looks at the lengths, of labels at the distinct values. A row
+becomes a Python object only where an error reports it.
 """
 
 import math
@@ -35,7 +35,7 @@ def guess_text_columns(rows: Dataset, where: str, label_column: str) -> tuple[st
 
 
 def check_not_empty(rows: Dataset, where: str) -> None:
-    """Raise an InputError for a split without rows."""
+    """Refuse a split without rows with an InputError."""
     if not len(rows):
         raise InputError(f"{where} holds no row: it needs one at least")
 
@@ -73,9 +73,7 @@ def class_names(rows: Dataset, where: str, label_column: str) -> tuple[str, ...]
     feature = rows.features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names)
-    column = rows.data.column(label_column)
-    if pyarrow.types.is_nested(column.type):
-        raise InputError(f"{where}: {label_column} must hold one label for each row")
+    column = _label_column(rows, where, label_column)
     values = [value for value in pc.unique(column).to_pylist() if not _is_missing(value)]
     _check_kind(values, column, where, label_column)
     if all(isinstance(value, bool) for value in values):
@@ -91,6 +89,13 @@ def class_names(rows: Dataset, where: str, label_column: str) -> tuple[str, ...]
             )
         return ()
     return tuple(sorted({str(value) for value in values}))
+
+
+def _label_column(rows: Dataset, where: str, label_column: str) -> pyarrow.ChunkedArray:
+    column = rows.data.column(label_column)
+    if pyarrow.types.is_nested(column.type):
+        raise InputError(f"{where}: {label_column} must hold one label for each row")
+    return column
 
 
 def _check_kind(
@@ -160,21 +165,20 @@ def number_labels(
 
     Args:
         names: of the classes; empty for scores.
-        test: whether labels may be missing, or withheld as GLUE does, -1 for all: `IGNORED` then.
-        by_number: whether labels may be given as numbers from 0 instead of names.
+        test: labels may be missing, or -1 in all rows as GLUE withholds them; they are `IGNORED`.
+        by_number: labels may be numbers from 0 instead of names.
 
     Raises:
         InputError: naming the first row whose label is missing or unknown.
     """
     kind = pyarrow.int64() if names else pyarrow.float64()
+    ignored = pyarrow.scalar(IGNORED, kind)
     if label_column not in rows.column_names:
-        return pyarrow.chunked_array([pyarrow.repeat(pyarrow.scalar(IGNORED, kind), len(rows))])
-    column = rows.data.column(label_column)
-    if pyarrow.types.is_nested(column.type):
-        raise InputError(f"{where}: {label_column} must hold one label for each row")
+        return pyarrow.chunked_array([pyarrow.repeat(ignored, len(rows))])
+    column = _label_column(rows, where, label_column)
     values = pc.unique(column)
     if test and all(_is_float(value) and float(value) == -1 for value in values.to_pylist()):
-        return pyarrow.chunked_array([pyarrow.repeat(pyarrow.scalar(IGNORED, kind), len(rows))])
+        return pyarrow.chunked_array([pyarrow.repeat(ignored, len(rows))])
     # A column of class numbers already counts from 0, in the order of the names.
     numbered = isinstance(rows.features[label_column], datasets.ClassLabel)
     positions = pc.index_in(column, values)
@@ -227,7 +231,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a label or a text is not there: None, NaN, an empty field of CSV, or its `nan`."""
+    """Recognize a missing label or text: None, NaN, an empty field of CSV, or its `nan`."""
     if isinstance(value, str):
         return value == "" or value.lower() == "nan"
     return value is None or (isinstance(value, float) and math.isnan(value))

@@ -16,8 +16,8 @@ from lib.data.sources import cache_folder, read_splits, written_whole
 from lib.data.tasks import TASKS, Task, task_of_files
 from lib.errors import InputError
 
-# Rows that `Dataset.map` hands on and writes at once: what is read at a start, where each of them
-# begins, then lies on few pages of the mapped file.
+# Rows that `Dataset.map` hands on and writes at once. A start reads where each row begins, which in
+# larger batches lies on fewer pages of the mapped file.
 ROWS_PER_BATCH = 10_000
 
 
@@ -54,9 +54,9 @@ class Splits:
     def map(self, function: Callable[..., Any], *, cache_key: str, **options: Any) -> "Splits":
         """`Dataset.map` on every split, cached by the content of its rows and `cache_key`.
 
-        The first process of a machine that calls this writes, the others and later runs read.
-        `Dataset.map` would name its cache by a hash of `function`, which changes when a fast
-        tokenizer has been used. It moves a file into place once that is complete.
+        The first process of a machine that calls this writes, the others and later runs read; a
+        file is moved into place once it is complete. By itself `Dataset.map` names its cache by a
+        hash of `function`, which changes when a fast tokenizer has been used.
 
         Args:
             cache_key: tells this function from any other.

@@ -20,9 +20,9 @@ def encode_rows(
     columns: Sequence[str],
     max_length: int,
 ) -> dict[str, Any]:
-    """What the model takes instead of texts, and each row's number in `row`.
+    """Tokenize a batch for `Dataset.map`, and keep each row's number as `row`.
 
-    Rows are not padded here but when they are batched.
+    Rows are padded later, when they are batched.
     """
     texts = [batch[name] for name in columns]
     return {"row": rows, **tokenizer(*texts, truncation=True, max_length=max_length)}
