@@ -75,6 +75,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         log_with=tracker_names(config.with_tracking, config.report_to),
         project_dir=config.output_dir,
     )
+    collectives.check_world(accelerator.num_processes)
     config, accumulation = resolve(config, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
     stop = StopSignal(signals, accelerator)
@@ -105,8 +106,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
 
     # The output folder, and what an earlier start of this run left in it
     signals.at_once = False  # from now on there is something to save before exiting
-    run = config.to_dict() | {"data_fingerprint": facts["data_fingerprint"]}
-    run |= {"mixed_precision": accelerator.mixed_precision}
+    run = config.to_dict() | {name: facts[name] for name in ("data_fingerprint", "precision")}
     keep = config.checkpoints_to_keep or (None if config.checkpointing_steps else 1)
     num_checkpoints, num_parameters = timetable.most_checkpoints(keep), facts["num_parameters"]
     claim = partial(folder.claim, config.to_dict(), run, num_checkpoints, num_parameters)

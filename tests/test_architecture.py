@@ -69,7 +69,9 @@ def test_folders_files_and_functions_stay_short():
     for path in SOURCES:
         assert len(path.read_text().splitlines()) <= 400, path
         for function in functions(path):
-            assert length(function) <= 60, f"{path}: {function.name}"
+            documented = isinstance(function.body[0], ast.Expr)
+            docstring = length(function.body[0]) if documented else 0
+            assert length(function) - docstring <= 60, f"{path}: {function.name}"
 
 
 def test_the_script_is_read_in_one_sitting():

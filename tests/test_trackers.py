@@ -214,7 +214,7 @@ def test_an_online_run_gets_what_its_server_lacks(tracked, tmp_path, monkeypatch
     monkeypatch.setattr(wandb, "init", lambda **_: OnlineRun(rows))
     monkeypatch.setattr(wandb, "config", {}, raising=False)
     online = [*tracked, "--wandb_mode=online", "--logging_steps=1"]
-    run_until(online, tmp_path, 9)
+    run_until(online, tmp_path, 8)
     assert [(row[STEP], "eval/loss" in row) for row in rows][-1] == (7, False)
     run(online, tmp_path)
     lines = [row for row in rows if STEP in row]
@@ -420,7 +420,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_only_if_it_was_named(monkey
     monkeypatch.setattr("lib.tracking.trackers.get_available_trackers", lambda: ["tensorboard"])
     assert tracker_names(True, ()) == ["tensorboard"]
     assert capsys.readouterr().err == "wandb is not installed: nothing is logged to it\n"
-    with pytest.raises(ValueError, match="wandb: it is not installed; pip install wandb"):
+    with pytest.raises(ValueError, match="wandb: it is not installed: pip install wandb"):
         tracker_names(False, ("wandb",))
 
 
