@@ -239,13 +239,13 @@ def test_the_page_opens_with_the_score_and_its_interval(tmp_path):
 
 def test_f1_names_its_class(tmp_path):
     """On the page, in its plots and in the model card; "f1" alone is nobody's."""
-    names = ("no", "yes, $a$ | b")
+    names = ("no", "yes, $_$ | b")
     lines = [line_of(names, 0, (0.9, 0.1)), line_of(names, 1, (0.2, 0.8))]
     folder = write_finished_run(tmp_path / "run", task_of_files(("a", "b"), names), lines)
-    named = "f1 of 'yes, $a$ | b'"
+    named = "f1 of 'yes, $_$ | b'"
     assert text_of(folder).count("f1") == text_of(folder).count(named) > 1
     card = (folder / "README.md").read_text().partition("# ")[2]
-    assert card.count("f1") == card.count(r"f1 of 'yes, \$a\$ \| b'") == 1
+    assert card.count("f1") == card.count(r"f1 of 'yes, \$\_\$ \| b'") == 1
 
 
 def test_says_where_two_texts_have_little_in_common(tmp_path):

@@ -42,7 +42,7 @@ SETTINGS = (
     "seed",
 )
 SOURCES = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
-OTHERS = ("demo", "task_name", "metric_for_best_model", "trust_remote_code")
+OTHERS = ("task_name", "metric_for_best_model", "trust_remote_code")
 
 PROVENANCE = (
     "command",
@@ -186,18 +186,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         content = json.loads(path.read_text(encoding="utf-8"))
         provenance = {name: content[name] for name in PROVENANCE}
     with _reading(folder / METRICS_FILE) as path:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        training = {
-            name: [line[name] for line in lines if "loss" in line]
-            for name in ("update", "loss", "learning_rate", "examples_per_second")
-        }
-        evaluations = {
-            name: [line[f"eval_{name}"] for line in lines if "eval_loss" in line]
-            for name in metric_names(task.metrics)
-        }
-        evaluations["update"] = [line["update"] for line in lines if "eval_loss" in line]
-        if not evaluations["update"]:
-            raise ValueError("no evaluation")
+        training, evaluations = _log(path, task)
     with _reading(folder / predictions.FOLDER / f"{task.validation[0]}.jsonl") as path:
         predicted, labels = predictions.read_predictions(path, task.labels)
         if len(labels) != num_rows[task.validation[0]]:
@@ -232,6 +221,23 @@ def _reading(path: Path) -> Iterator[Path]:
     except (OSError, ValueError, TypeError, AttributeError, LookupError, yaml.YAMLError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{path} is damaged ({reason}); {AGAIN}") from error
+
+
+def _log(path: Path, task: Task) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """The columns `training` and `evaluations` of a `FinishedRun`, from metrics.jsonl."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    evaluated = [line for line in lines if "eval_loss" in line]
+    if not evaluated:
+        raise ValueError("no evaluation")
+    training = {
+        name: [line[name] for line in logged]
+        for name in ("update", "loss", "learning_rate", "examples_per_second")
+    }
+    evaluations = {
+        name: [line[f"eval_{name}"] for line in evaluated] for name in metric_names(task.metrics)
+    }
+    return training, evaluations | {"update": [line["update"] for line in evaluated]}
 
 
 def _scores(results: Mapping[str, Any], task: Task) -> tuple[list[Score], dict[str, int]]:
