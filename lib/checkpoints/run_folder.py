@@ -43,7 +43,7 @@ WANDB_RUN_FILE = "wandb_run_id"
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 # Results of a finished run, which the run that replaces it must not seem to have.
-RESULT_FILES = (RESULTS_FILE, FACTS_FILE, "report/index.html")
+RESULT_FILES = (RESULTS_FILE, FACTS_FILE, "report/index.html", "report/data.json")
 
 # Seconds to wait for the processes of an earlier start: Slurm kills them 30 s after it asked them
 # to end, and an NFS server takes back the locks of a lost node after 90 s.

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from lib.demo.generator import LABELS, POSITIVE_SHARE, make_pairs
 
 VERSION = 1
-MODEL_DIR = Path(__file__).parent / "model"
+MODEL_DIR = Path(__file__).parent / "tiny_bert"
 
 
 class Split(NamedTuple):
