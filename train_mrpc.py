@@ -145,7 +145,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                     evaluated = evaluate(model, eval_loader, accelerator, splits.task, stop.check)
                     score = evaluated.scores[metric]
                     is_best = state.record(score, lower_is_better=metric == "loss")
-                    log.evaluation(state.update, timetable.epoch(state.update), evaluated, is_best)
+                    log.evaluation(state.update, timetable.epochs(state.update), evaluated, is_best)
                     if is_best:
                         best.save()
                 if checkpoint:

@@ -1,5 +1,6 @@
 """What a run prints while it trains: a progress bar on a terminal, lines in a log file."""
 
+import math
 import sys
 import time
 import warnings
@@ -66,25 +67,25 @@ class Progress:
         )
 
     def evaluation(
-        self, update: int, epoch: int, scores: Mapping[str, float], *, is_best: bool, remark: str
+        self, update: int, epochs: float, scores: Mapping[str, float], *, is_best: bool, remark: str
     ) -> None:
         """Show an evaluation: a row of a table on a terminal, `epoch 0: {...}` in a log file.
 
         Args:
-            epoch: that has ended, or was interrupted, from 0.
+            epochs: that are done.
             remark: a warning about the scores, or nothing.
         """
         if not self.on_terminal:
             rounded = {name: round(score, 4) for name, score in scores.items()}
-            self.say(f"epoch {epoch}: {rounded}{f' ({remark})' if remark else ''}")
+            warning = f" ({remark})" if remark else ""
+            self.say(f"epoch {math.ceil(epochs) - 1}: {rounded}{warning}")
             return
         if not self.has_header:
             self.say(_row(["update", "epoch", *scores], scores))
             self.has_header = True
-        cells = [str(update), str(epoch), *(f"{score:.4f}" for score in scores.values())]
-        self.say(
-            _row(cells, scores) + ("  best" if is_best else "") + (f"  {remark}" * bool(remark))
-        )
+        cells = [str(update), f"{epochs:.2f}", *(f"{score:.4f}" for score in scores.values())]
+        remarks = ["best"] * is_best + [remark] * bool(remark)
+        self.say("  ".join([_row(cells, scores), *remarks]))
 
     def say(self, line: str) -> None:
         """Print a line of its own, above the bar if there is one."""

@@ -94,11 +94,11 @@ class RunLog:
         self._write(update, values)
         self.progress.training(update, values)
 
-    def evaluation(self, update: int, epoch: int, evaluation: Evaluation, is_best: bool) -> None:
-        """Log an evaluation after `update`, in `epoch` (from 0)."""
+    def evaluation(self, update: int, epochs: float, evaluation: Evaluation, is_best: bool) -> None:
+        """Log an evaluation after `update`, when so many epochs are done."""
         self._write(update, {f"eval_{name}": score for name, score in evaluation.scores.items()})
         self.progress.evaluation(
-            update, epoch, evaluation.scores, is_best=is_best, remark=evaluation.remark
+            update, epochs, evaluation.scores, is_best=is_best, remark=evaluation.remark
         )
 
     def results(

@@ -23,10 +23,6 @@ class Timetable:
         """How many epochs are done after this update."""
         return update / self.updates_per_epoch
 
-    def epoch(self, update: int) -> int:
-        """The epoch, from 0, of update number `update`, from 1."""
-        return (update - 1) // self.updates_per_epoch
-
     def evaluation_due(self, update: int) -> bool:
         """True if the model is evaluated after this update, as it is after the last."""
         every = self.eval_every or self.updates_per_epoch
@@ -41,7 +37,7 @@ class Timetable:
             return None
         if self.checkpointing_steps in (None, "epoch"):
             due = update % self.updates_per_epoch == 0 or update == self.num_updates
-            return f"epoch_{self.epoch(update)}" if due else None
+            return f"epoch_{(update - 1) // self.updates_per_epoch}" if due else None
         return f"step_{update}" if update % int(self.checkpointing_steps) == 0 else None
 
     def most_checkpoints(self, keep: int | None) -> int:
