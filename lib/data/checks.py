@@ -181,7 +181,6 @@ def number_labels(
         return pyarrow.chunked_array([pyarrow.repeat(ignored, len(rows))])
     # A column of class numbers already counts from 0, in the order of the names.
     numbered = isinstance(rows.features[label_column], datasets.ClassLabel)
-    positions = pc.index_in(column, values)
     numbers = []
     for position, value in enumerate(values.to_pylist()):
         try:
@@ -191,10 +190,11 @@ def number_labels(
                 else _number_of(value, names, numbered=numbered, by_number=by_number)
             )
         except InputError as problem:
-            row = pc.index(positions, position).as_py() + 1
+            row = pc.index(pc.index_in(column, values), position).as_py() + 1
             raise InputError(f"{where}, row {row}: {problem}") from None
     numbers = pyarrow.array(numbers, kind)
-    return pyarrow.chunked_array([numbers.take(chunk) for chunk in positions.chunks], kind)
+    chunks = [numbers.take(pc.index_in(chunk, values)) for chunk in column.chunks]
+    return pyarrow.chunked_array(chunks, kind)
 
 
 def _number_of(label: Any, names: Sequence[str], *, numbered: bool, by_number: bool) -> int | float:

@@ -187,7 +187,13 @@ def _checked(
     labels = checks.number_labels(
         rows, where, label_column, task.labels, test=test, by_number=by_number
     )
-    return rows.select_columns(list(task.columns)).add_column("labels", labels)
+    # `datasets` would pickle the labels to name the result.
+    digest = hashlib.sha256(f"{rows._fingerprint} {task.columns}".encode())
+    for values in _values_as_bytes(labels):
+        digest.update(values)
+    return rows.select_columns(list(task.columns)).add_column(
+        "labels", labels, new_fingerprint=digest.hexdigest()
+    )
 
 
 def content_digest(rows: Dataset) -> str:
