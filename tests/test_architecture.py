@@ -107,3 +107,31 @@ def test_spelling_is_american():
     for path in [SCRIPT, *SOURCES, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         found = re.findall(british, path.read_text())
         assert not found, f"{path}: {found}"
+
+
+def test_the_readme_leads_from_the_course_to_the_lines_of_the_script():
+    lines = SCRIPT.read_text().splitlines()
+    rows = [
+        line for line in (ROOT / "README.md").read_text().splitlines() if "(train_mrpc.py#L" in line
+    ]
+    expected = [
+        "splits.map(",
+        "DataCollatorWithPadding(",
+        "load_model(",
+        "torch.optim.AdamW(",
+        "accelerator.prepare(",
+        "evaluate(",
+    ]
+    numbers = [re.search(r"\[line (\d+)\]\(train_mrpc.py#L(\d+)\)", row).groups() for row in rows]
+    assert all(shown == linked for shown, linked in numbers)
+    assert [code in lines[int(number) - 1] for code, (number, _) in zip(
+        expected, numbers, strict=True)] == [True] * 6  # fmt: skip
+
+
+def test_the_map_names_files_and_names_that_exist():
+    table = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| .+\? \| `([^`]+)` \| `([^`]+)`", table, re.MULTILINE)
+    assert len(rows) >= 10
+    for file, name in rows:
+        source = (ROOT / file).read_text()
+        assert name.split(".")[-1].removeprefix("except ") in source, (file, name)
