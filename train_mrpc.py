@@ -93,7 +93,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         num_updates, updates_per_epoch, config.eval_every, config.checkpointing_steps
     )
     optimizer, schedule = make_optimizer(config, model, num_updates, accelerator)
-    facts = results.provenance(config.to_dict(), splits, model, accelerator)
+    origin = results.provenance(config.to_dict(), splits, model, accelerator)
     optimization.configure_deepspeed(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
@@ -102,14 +102,14 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
         return {}
 
-    announce(config.to_dict(), facts, splits, tokenizer, timetable, accelerator)
+    announce(config.to_dict(), origin, splits, tokenizer, timetable, accelerator)
 
     # The output folder, and what an earlier start of this run left in it
     signals.at_once = False  # from now on there is something to save before exiting
-    run = config.to_dict() | {name: facts[name] for name in ("data_fingerprint", "precision")}
+    identity = config.to_dict() | {name: origin[name] for name in ("data_fingerprint", "precision")}
     keep = config.checkpoints_to_keep or (None if config.checkpointing_steps else 1)
-    num_checkpoints, num_parameters = timetable.most_checkpoints(keep), facts["num_parameters"]
-    claim = partial(folder.claim, config.to_dict(), run, num_checkpoints, num_parameters)
+    num_checkpoints, num_parameters = timetable.most_checkpoints(keep), origin["num_parameters"]
+    claim = partial(folder.claim, config.to_dict(), identity, num_checkpoints, num_parameters)
     source = collectives.from_main_process(accelerator, claim)
     collectives.on_all_processes(accelerator, folder.check_shared)
     describe_update = partial(optimization.describe_update, sampler.plan, schedule)
@@ -117,7 +117,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     best = BestModel(folder.path, accelerator, model, tokenizer)
     objects = {"meter": meter, "scaler": accelerator.scaler}
     checkpoints = Checkpoints(
-        folder.path, run, accelerator, model, optimizer, objects, keep, updates_per_epoch
+        folder.path, identity, accelerator, model, optimizer, objects, keep, updates_per_epoch
     )
     state = TrainingState()
     if source is not None:
@@ -126,7 +126,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         if state.best_update:
             best.restore(source / BEST_FILE)
     log = RunLog(folder.path, accelerator, source, state.update, num_updates)
-    log.start_trackers(config.to_dict() | facts, splits.task.metrics)
+    log.start_trackers(config.to_dict() | origin, splits.task.metrics)
 
     metric = config.metric_for_best_model or metrics.best_metric_name(splits.task.metrics)
     eval_loader = eval_loaders[splits.task.validation[0]]
@@ -212,7 +212,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     outcome = {**scores, "best_update": state.best_update, "num_updates": state.update}
     outcome |= meter.overall()
     padding = batching.padding_shares(lengths, sampler.plan(0), collator)
-    finish = partial(results.finish, folder, log, config.to_dict(), splits, outcome, facts)
+    finish = partial(results.finish, folder, log, config.to_dict(), splits, outcome, origin)
     collectives.on_main_process(accelerator, partial(finish, predicted, lengths, padding))
     log.trackers.finish()
     accelerator.end_training()

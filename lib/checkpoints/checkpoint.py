@@ -87,7 +87,7 @@ class Checkpoints:
 
     Args:
         folder: the output folder.
-        run: what the run is a function of: its configuration, and the content of its data.
+        identity: what the run is a function of: its configuration, and the content of its data.
         objects: what else to save, by name; None for what this run has not.
         keep: how many of the newest checkpoints to keep, besides the best; None keeps all.
         updates_per_epoch: to record the epoch of an update.
@@ -96,7 +96,7 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        run: Mapping[str, Any],
+        identity: Mapping[str, Any],
         accelerator: Accelerator,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -105,7 +105,7 @@ class Checkpoints:
         updates_per_epoch: int,
     ) -> None:
         self.folder = folder
-        self.run = run
+        self.identity = identity
         self.keep = keep
         self.updates_per_epoch = updates_per_epoch
         self.accelerator = accelerator
@@ -161,8 +161,8 @@ class Checkpoints:
                 "epoch": state.update / self.updates_per_epoch,
                 "best_update": state.best_update,
                 "num_processes": self.accelerator.num_processes,
-                "run": dict(self.run),
-                "fingerprint": manifest.digest(self.run),
+                "run": dict(self.identity),
+                "fingerprint": manifest.digest(self.identity),
             }
             manifest.write(new, content)
             move_into_place(path)

@@ -36,14 +36,14 @@ CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "all_results.json"
-FACTS_FILE = "manifest.json"
+PROVENANCE_FILE = "manifest.json"
 WANDB_RUN_FILE = "wandb_run_id"
 
 # What file systems without locks answer, such as some NFS mounts.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 # Results of a finished run, which the run that replaces it must not seem to have.
-RESULT_FILES = (RESULTS_FILE, FACTS_FILE, "report/index.html", "report/data.json")
+RESULT_FILES = (RESULTS_FILE, PROVENANCE_FILE, "report/index.html", "report/data.json")
 
 # Seconds to wait for the processes of an earlier start: Slurm kills them 30 s after it asked them
 # to end, and an NFS server takes back the locks of a lost node after 90 s.
@@ -114,7 +114,7 @@ class RunFolder:
     def claim(
         self,
         config: Mapping[str, Any],
-        run: Mapping[str, Any],
+        identity: Mapping[str, Any],
         num_checkpoints: int,
         num_parameters: int,
     ) -> Path | None:
@@ -122,7 +122,7 @@ class RunFolder:
 
         Args:
             config: for config.yaml.
-            run: everything the run is a function of.
+            identity: what the run is a function of.
             num_checkpoints: that will be on the disk at the same time.
             num_parameters: of the model.
 
@@ -131,7 +131,7 @@ class RunFolder:
                 too small, the checkpoint is damaged or of another run, or a finished run has no
                 checkpoint left.
         """
-        source = self._find_checkpoint(run)
+        source = self._find_checkpoint(identity)
         existing = manifest.owned(self.path)
         # A checkpoint has the weights and AdamW's two moments, in fp32.
         needed = num_checkpoints * num_parameters * 12
@@ -156,7 +156,7 @@ class RunFolder:
         write_yaml(self.path / CONFIG_FILE, config)
         return source
 
-    def _find_checkpoint(self, run: Mapping[str, Any]) -> Path | None:
+    def _find_checkpoint(self, identity: Mapping[str, Any]) -> Path | None:
         """The checkpoint to resume from; None to start from the beginning.
 
         A command that is started again has come further than the checkpoint that it names.
@@ -177,13 +177,14 @@ class RunFolder:
             self._check_restart(status)
             return None
         source, content = newest
-        check_same_run(content["run"], run, source)
+        check_same_run(content["run"], identity, source)
         print(f"resuming from {source}, after update {content['update']}", flush=True)
         for name in LONGER_FLAGS:
-            if content["run"][name] != run[name]:
+            before, now = content["run"][name], identity[name]
+            if before != now:
                 print(
-                    f"{name} was {content['run'][name]} and is {run[name]} now: from here on the "
-                    "learning rate follows the longer schedule"
+                    f"{name} was {before} and is {now} now: from here on the learning rate follows "
+                    "the longer schedule"
                 )
         return source
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.compare.runs import NOT_IN_RECIPE, FinishedRun, check_comparable, config_differences
+from lib.compare.runs import NOT_IN_RECIPE, ScoredRun, check_comparable, config_differences
 from lib.compare.significance import (
     MIN_RUNS,
     Difference,
@@ -20,7 +20,7 @@ from lib.training.metrics import best_metric_name, compute, display_name, metric
 LOWER_IS_BETTER = ("loss", "seconds")
 
 
-def compare_runs(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> dict[str, Any]:
+def compare_runs(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Any]:
     """Compare two sets of runs, or summarize one if `b` is empty; the result is plain values.
 
     Raises:
@@ -35,7 +35,7 @@ def compare_runs(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> dict[str
     return content
 
 
-def _summarize_set(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+def _summarize_set(runs: Sequence[ScoredRun]) -> dict[str, Any]:
     """Summarize each figure over the runs of a set, and note what stands out."""
     task, labels = runs[0].task, runs[0].labels
     differing = {
@@ -64,7 +64,7 @@ def _summarize_set(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     }
 
 
-def _summarize_figure(name: str, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+def _summarize_figure(name: str, runs: Sequence[ScoredRun]) -> dict[str, Any]:
     """Summarize one figure over the runs of a set; a score's interval stays in its range."""
     task = runs[0].task
     values = [run.figures[name] for run in runs]
@@ -83,7 +83,7 @@ def _summarize_figure(name: str, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     }
 
 
-def _compare_sets(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> dict[str, Any]:
+def _compare_sets(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Any]:
     """Compare set A with set B in each metric of the task, and name the metric that decides."""
     task, labels = a[0].task, a[0].labels
     predictions = np.stack([run.predictions for run in (*a, *b)])

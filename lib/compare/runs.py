@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lib.checkpoints.run_folder import (
     CONFIG_FILE,
-    FACTS_FILE,
+    PROVENANCE_FILE,
     RESULTS_FILE,
     STATUS_FILE,
     read_config,
@@ -27,7 +27,7 @@ NOT_IN_RECIPE = {*FREE_FLAGS, "seed"}
 
 
 @dataclasses.dataclass(frozen=True)
-class FinishedRun:
+class ScoredRun:
     """The output of a finished run, as far as it is compared.
 
     `figures` are its evaluation scores and its speeds. `predictions` and `labels` are (rows,):
@@ -45,7 +45,7 @@ class FinishedRun:
     digest: str
 
 
-def read_run(folder: Path) -> FinishedRun:
+def read_run(folder: Path) -> ScoredRun:
     """Read the run in a folder.
 
     Raises:
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> FinishedRun:
     if config is None:
         raise InputError(f"{folder} is not the output folder of a run: it has no {CONFIG_FILE}")
     status = _read_json(folder / STATUS_FILE).get("status", "finished")
-    written = (RESULTS_FILE, FACTS_FILE)
+    written = (RESULTS_FILE, PROVENANCE_FILE)
     missing = [name for name in written if not (folder / name).exists()]
     if status != "finished" or missing:
         found = f"its status is {status!r}" if status != "finished" else f"it has no {missing[0]}"
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> FinishedRun:
         and isinstance(number, int | float)
         and not name.endswith("num_rows")
     }
-    return FinishedRun(
+    return ScoredRun(
         str(folder),
         config,
         task or task_of_files((), classes),
@@ -132,7 +132,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_comparable(sets: Sequence[Sequence[FinishedRun]]) -> None:
+def check_comparable(sets: Sequence[Sequence[ScoredRun]]) -> None:
     """Check that all runs are scored on the same rows, and that no run is counted twice.
 
     Raises:
@@ -163,7 +163,7 @@ def check_comparable(sets: Sequence[Sequence[FinishedRun]]) -> None:
                 )
 
 
-def _data_mismatch(one: FinishedRun, other: FinishedRun) -> str | None:
+def _data_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
     """Why two runs are not scored on the same data, or None if they are."""
     tasks = [run.config.get("task_name") for run in (one, other)]
     if tasks[0] != tasks[1]:

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from lib.checkpoints.run_folder import CONFIG_FILE, FACTS_FILE, METRICS_FILE, RESULTS_FILE
+from lib.checkpoints.run_folder import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, RESULTS_FILE
 from lib.data.tasks import Task
 from lib.errors import InputError
 from lib.report import predictions
@@ -182,7 +182,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
     with _reading(folder / CONFIG_FILE) as path:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = {name: content[name] for name in (*SETTINGS, *SOURCES, *OTHERS)}
-    with _reading(folder / FACTS_FILE) as path:
+    with _reading(folder / PROVENANCE_FILE) as path:
         content = json.loads(path.read_text(encoding="utf-8"))
         provenance = {name: content[name] for name in PROVENANCE}
     with _reading(folder / METRICS_FILE) as path:

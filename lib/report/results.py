@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from lib.checkpoints.atomic import write_json, write_text, writing
-from lib.checkpoints.run_folder import FACTS_FILE, RESULTS_FILE, RunFolder, read_config
+from lib.checkpoints.run_folder import PROVENANCE_FILE, RESULTS_FILE, RunFolder, read_config
 from lib.data.splits import Splits
 from lib.data.tasks import Task
 from lib.distributed.devices import device_name, precision
@@ -153,7 +153,7 @@ def write_results(
         (folder / DATA_FILE).parent.mkdir(exist_ok=True)
     write_json(folder / DATA_FILE, data)
     speed = {key: value for key, value in results.items() if key.startswith(("train_", "sec"))}
-    write_json(folder / FACTS_FILE, {**provenance, **speed})
+    write_json(folder / PROVENANCE_FILE, {**provenance, **speed})
     write_json(folder / RESULTS_FILE, results)
 
 
