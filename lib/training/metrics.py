@@ -347,6 +347,27 @@ def expected_calibration_error(confidence: Array, accuracy: Array, counts: Array
     return float(np.nansum(counts * np.abs(accuracy - confidence)) / counts.sum())
 
 
+def precision_recall_curve(truth: Array, scores: Array) -> tuple[Array, Array, float]:
+    """Return precision and recall at each distinct score, and the average precision.
+
+    As scikit-learn's functions of these names, whose import takes most of a second at the end of
+    a run. The average is the sum of (R_n - R_{n-1}) P_n, without interpolation.
+
+    Args:
+        truth: (rows,), true for the class, of which there is at least one row.
+        scores: (rows,), higher for the class.
+
+    Returns:
+        Arrays of (distinct scores + 1,), recall falling from 1 to 0, and the average.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # of the rows with one score
+    hits = np.cumsum(truth[order])[last]
+    precision = np.append((hits / (last + 1))[::-1], 1.0)
+    recall = np.append((hits / hits[-1])[::-1], 0.0)
+    return precision, recall, float(-np.sum(np.diff(recall) * precision[:-1]))
+
+
 def row_losses(logits: Array, labels: Array) -> Array:
     """Cross-entropy of each row, or the squared error of (rows, 1) logits; float64 of (rows,)."""
     if logits.shape[1] == 1:

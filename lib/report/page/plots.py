@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import sklearn.metrics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+
+from lib.training.metrics import precision_recall_curve
 
 Array = NDArray[Any]
 
@@ -111,7 +112,8 @@ def confusion_matrix(predictions: Array, labels: Array, names: Sequence[str]) ->
         predictions, labels: (rows,) class numbers.
         names: of the classes.
     """
-    counts = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(len(names)))
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (labels, predictions), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axes = _one()
     axes.grid(visible=False)
@@ -169,8 +171,8 @@ def precision_recall(
     predictions = probabilities.argmax(axis=1)
     for color, number in zip(COLORS, drawn, strict=False):
         truth, scores = labels == number, probabilities[:, number]
-        precision, recall, _ = sklearn.metrics.precision_recall_curve(truth, scores)
-        averages[names[number]] = float(sklearn.metrics.average_precision_score(truth, scores))
+        precision, recall, average = precision_recall_curve(truth, scores)
+        averages[names[number]] = average
         axes.plot(
             recall, precision, drawstyle="steps-post", color=color, label=_name(names[number])
         )
