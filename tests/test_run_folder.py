@@ -1,5 +1,6 @@
 """What an output folder says of a run that failed, and what it takes to be used."""
 
+import errno
 import json
 
 import pytest
@@ -89,3 +90,16 @@ def test_code_that_is_not_trusted_is_not_executed(flags, model_with_code, tmp_pa
     run(flags, tmp_path / "out", f"--model_name_or_path={model_with_code}", "--max_train_steps=1")
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "out" / "modeling_own.py").exists()
+
+
+def test_a_file_system_without_locks_is_mentioned_once(tmp_path, monkeypatch, capsys):
+    """As some NFS mounts: the run goes on, and the user is asked to start one at a time."""
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with RunFolder(str(tmp_path / "out"), overwrite=False, resume_from=None) as folder:
+        for _ in range(2):
+            folder.claim({}, {}, num_checkpoints=0, num_parameters=0)
+    assert capsys.readouterr().err.count("cannot be locked: start one run at a time") == 1

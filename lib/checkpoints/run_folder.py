@@ -231,6 +231,7 @@ class FolderLock:
         self.folder = folder
         self.path = folder / LOCK_FILE
         self.lock = filelock.FileLock(self.path, poll_interval=0.5, fallback_to_soft=False)
+        self.supported = True
 
     def acquire(self, *, seconds: float) -> None:
         """Create and lock the folder, waiting up to `seconds` for a process that holds it.
@@ -238,7 +239,7 @@ class FolderLock:
         Raises:
             InputError: another process holds it, or it cannot be written.
         """
-        if self.lock.is_locked:
+        if self.lock.is_locked or not self.supported:
             return
         with writing(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -254,6 +255,7 @@ class FolderLock:
                 if error.errno not in UNSUPPORTED:
                     raise
                 print(f"{self.path} cannot be locked: start one run at a time", file=sys.stderr)
+                self.supported = False
                 return
             # In place: a new file would not be the one that is locked.
             self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
