@@ -16,7 +16,7 @@ from lib.distributed.signals import Signals, ignore_stop_signals
 
 SIGNALS = Signals()
 if __name__ == "__main__":
-    SIGNALS.listen()  # first of all: a run may be told to stop while it imports
+    SIGNALS.listen()  # first of all: a signal may arrive during the imports
 
 from lib.cli.config import TrainConfig
 from lib.cli.parsing import parse_arguments
@@ -24,7 +24,7 @@ from lib.cli.rules import num_warmup_updates, resolve
 from lib.cli.startup import exit_status, start
 
 if __name__ == "__main__":
-    CONFIG = start(sys.argv)  # a wrong flag is answered before the slow imports below
+    CONFIG = start(sys.argv)  # bad flags are rejected before the slow imports below
 
 import math
 from functools import partial
@@ -60,17 +60,18 @@ from lib.training.timetable import Timetable
 
 
 def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
-    """Run from the configuration to the results; raise `Preempted` if a signal stops the run."""
+    """Train as configured, and return the results; `Preempted` if a signal stops the run."""
     overwrite, resume_from = config.overwrite_output_dir, config.resume_from_checkpoint
-    with RunFolder(config.output_dir, overwrite=overwrite, resume_from=resume_from) as folder:
+    folder = RunFolder(config.output_dir, overwrite=overwrite, resume_from=resume_from)
+    with folder, process_group(config.peer_timeout):
         return train(config, folder, signals)
 
 
 def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str, Any]:
-    """Train, and score the best model; the folder is locked from the first write on."""
+    """Train, and score the best model; the folder is locked before the first write."""
     quiet_libraries()
     accelerator = Accelerator(
-        # Batches come cut for the processes; Accelerate only deals them out.
+        # The sampler cuts the batches for the processes; Accelerate only deals them out.
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
         log_with=tracker_names(config.with_tracking, config.report_to),
         project_dir=config.output_dir,
@@ -87,11 +88,9 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     loaders = make_loaders(config, tokenizer, tokenized, accelerator)
     sampler, collator, train_loader, eval_loaders = loaders
     lengths = row_lengths(tokenized.train)
-    updates_per_epoch = len(sampler.plan(0))
-    num_updates = config.max_train_steps or config.num_train_epochs * updates_per_epoch
-    timetable = Timetable(
-        num_updates, updates_per_epoch, config.eval_every, config.checkpointing_steps
-    )
+    per_epoch = len(sampler.plan(0))
+    num_updates = config.max_train_steps or config.num_train_epochs * per_epoch
+    timetable = Timetable(num_updates, per_epoch, config.eval_every, config.checkpointing_steps)
     optimizer, schedule = make_optimizer(config, model, num_updates, accelerator)
     origin = results.provenance(config.to_dict(), splits, model, accelerator)
     optimization.configure_deepspeed(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
@@ -105,19 +104,20 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     announce(config.to_dict(), origin, splits, tokenizer, timetable, accelerator)
 
     # The output folder, and what an earlier start of this run left in it
-    signals.at_once = False  # from now on there is something to save before exiting
+    signals.save_first()
     identity = config.to_dict() | {name: origin[name] for name in ("data_fingerprint", "precision")}
+    # By default all checkpoints that were asked for, else only the newest.
     keep = config.checkpoints_to_keep or (None if config.checkpointing_steps else 1)
     num_checkpoints, num_parameters = timetable.most_checkpoints(keep), origin["num_parameters"]
     claim = partial(folder.claim, config.to_dict(), identity, num_checkpoints, num_parameters)
     source = collectives.from_main_process(accelerator, claim)
     collectives.on_all_processes(accelerator, folder.check_shared)
     describe_update = partial(optimization.describe_update, sampler.plan, schedule)
-    meter = Meter(accelerator, optimizer, describe_update)
+    meter = Meter(accelerator, optimizer, describe_update, folder.started)
     best = BestModel(folder.path, accelerator, model, tokenizer)
     objects = {"meter": meter, "scaler": accelerator.scaler}
     checkpoints = Checkpoints(
-        folder.path, identity, accelerator, model, optimizer, objects, keep, updates_per_epoch
+        folder.path, identity, accelerator, model, optimizer, objects, keep, per_epoch
     )
     state = TrainingState()
     if source is not None:
@@ -135,52 +135,52 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     try:
         model.train()
         while True:
-            # A resumed run may still owe the evaluation and the checkpoint of its last update.
+            # First what is due after the update just done, which a resumed run may still owe.
             evaluation = timetable.evaluation_due(state.update) and state.evaluated < state.update
-            checkpoint = timetable.checkpoint_due(state.update)
-            if evaluation or checkpoint:
+            checkpoint_name = timetable.checkpoint_due(state.update)
+            if evaluation or checkpoint_name:
                 meter.check()  # nothing is scored or saved after a bad update
                 meter.speed.pause()
                 if evaluation:
                     evaluated = evaluate(model, eval_loader, accelerator, splits.task, stop.check)
-                    score = evaluated.scores[metric]
-                    is_best = state.record(score, lower_is_better=metric == "loss")
+                    is_best = state.record(evaluated.scores[metric], lower=metric == "loss")
                     log.evaluation(state.update, timetable.epochs(state.update), evaluated, is_best)
                     if is_best:
                         best.save()
-                if checkpoint:
-                    checkpoints.save(checkpoint, state)
+                if checkpoint_name:
+                    checkpoints.save(checkpoint_name, state)
                 model.train()
-            batches = None if state.num_worse >= patience else next(updates, None)
-            if batches is None:
+            if state.num_worse >= patience or not (following := next(updates, None)):
                 break
-            rows, micro_batches = batches
+            global_batch, micro_batches = following
             meter.speed.start()
-            num_rows = sum(map(len, rows))
+            num_rows = sum(map(len, global_batch))
             for index, batch in enumerate(micro_batches):
                 stop.check()
-                rank = accelerator.process_index
-                set_seed(batching.dropout_seed(config.seed, state.update, index, rank))
+                place = (config.seed, state.update, index, accelerator.process_index)
+                set_seed(batching.dropout_seed(*place))
                 labels, _ = batch.pop("labels"), batch.pop("row")
                 with accelerator.accumulate(model):
                     logits = model(**batch).logits
                     loss = optimization.loss_sum(logits, labels, config.label_smoothing)
                     meter.add_loss(loss)
-                    # The loss of an update is the mean over its rows, however they are cut.
+                    # The loss of an update is the mean over its rows, however they are split.
                     # Accelerate divides by the accumulation and DDP by the processes: undo both.
                     scale = accumulation * accelerator.num_processes / num_rows
                     accelerator.backward(loss * scale)
                     if accelerator.sync_gradients:
                         max_norm = config.max_grad_norm or math.inf
                         grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
-                        meter.before_update(state.update + 1, num_rows, grad_norm)
+                        meter.guard_update(state.update + 1, num_rows, grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
             learning_rate = max(float(rate) for rate in schedule.get_last_lr())
             schedule.step()
             state.update += 1
-            num_tokens, num_padded = batching.num_tokens(lengths, rows, collator.padded_length)
-            meter.after_update(num_rows, num_tokens, num_padded)
+            num_tokens, num_padded = batching.num_tokens(
+                lengths, global_batch, collator.padded_length
+            )
+            meter.count_update(num_rows, num_tokens, num_padded)
             log.progress.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
                 values = {"epoch": timetable.epochs(state.update), **meter.read()}
@@ -190,7 +190,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                 log.progress.first_loss(state.update, meter.loss())
         log.progress.close()
         if state.num_worse >= patience:
-            log.progress.say(f"stopped early: no better {metric} in {patience} evaluations")
+            log.progress.say(f"stopped early: {patience} evaluations without a better {metric}")
         best_model = best.load(trust_remote_code=config.trust_remote_code)
         scores, predicted = predictions.score_splits(
             folder.path, best_model, eval_loaders, accelerator, splits.task, stop.check, config.seed
@@ -205,9 +205,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
             folder.write_status("preempted", state.update)
         log.preempted()
         accelerator.state.destroy_process_group()
-        when = f"after update {state.update} of {num_updates}"
-        again = f"{when}: run the same command again to resume"
-        raise Preempted(preempted.signal_name, again) from None
+        when = f"after update {state.update} of {num_updates}: run the same command again to resume"
+        raise Preempted(preempted.signal_name, when) from None
 
     outcome = {**scores, "best_update": state.best_update, "num_updates": state.update}
     outcome |= meter.overall()
@@ -249,7 +248,7 @@ def load_inputs(
     )
     columns, max_length = list(splits.task.columns), config.max_length
     encode = partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=max_length)
-    # `Dataset.map` for each split: the rows stay in Arrow files, which later runs find again.
+    # `Dataset.map` for each split: the rows stay in Arrow files, which later runs reuse.
     key = tokenizer_key(tokenizer, max_length=max_length)
     tokenized = splits.map(
         encode, batched=True, with_indices=True, remove_columns=columns, cache_key=key
@@ -319,12 +318,12 @@ def make_optimizer(
 
 
 def launched() -> None:
-    """Run on one core; what Accelerate's launcher for TPUs starts."""
+    """Entry point of one TPU core: `main_training_function` in tpu.yaml."""
     with exit_status():
         main(parse_arguments(sys.argv[1:]))
 
 
 if __name__ == "__main__":
-    with exit_status(), process_group(CONFIG.peer_timeout):
+    with exit_status():
         main(CONFIG)
     ignore_stop_signals()

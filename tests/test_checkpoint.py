@@ -475,9 +475,9 @@ def test_names(update, steps, expected):
 
 def test_of_equal_scores_the_first_is_the_best():
     state = TrainingState(update=1)
-    assert state.record(0.5, lower_is_better=False)
+    assert state.record(0.5, lower=False)
     state.update = 2
-    assert not state.record(0.5, lower_is_better=False)
+    assert not state.record(0.5, lower=False)
     assert (state.best_update, state.num_worse, state.evaluated) == (1, 1, 2)
 
 

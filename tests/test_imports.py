@@ -1,4 +1,4 @@
-"""What a run imports, and when: each of these packages costs from a tenth of a second to seconds."""
+"""What a run imports, and when: each of these packages costs tenths of a second, or more."""
 
 import json
 import subprocess

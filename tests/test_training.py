@@ -193,12 +193,12 @@ def test_a_bad_update_is_not_applied():
 
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    meter = Meter(Accelerator(), optimizer, lambda update: f"look at {update}")
+    meter = Meter(Accelerator(), optimizer, lambda update: f"look at {update}", 0.0)
     for update, slope in enumerate((1.0, math.inf, 1.0), start=1):
         weight.grad = torch.full((3,), slope)
         meter.add_loss(torch.tensor(2.0))
-        meter.before_update(update, 1, weight.grad.norm())
-        meter.after_update(1, 3, 4)
+        meter.guard_update(update, 1, weight.grad.norm())
+        meter.count_update(1, 3, 4)
         optimizer.step()
         if update == 1:
             after_one = weight.detach().clone()

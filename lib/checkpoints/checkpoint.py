@@ -1,7 +1,7 @@
 """Checkpoints: what training computed, and nothing that follows from the configuration.
 
-A checkpoint is a folder that is complete or does not exist: it is written beside, flushed to the
-disk, described by a manifest (size and SHA-256 of each file), and then renamed. Loading one
+A checkpoint is a folder that is complete or does not exist: it is written next to its place,
+flushed to disk, described by a manifest (size and SHA-256 of each file), then renamed. Loading one
 executes nothing: it holds safetensors and JSON, whatever the number of processes and however the
 weights were sharded. Only DeepSpeed writes weights and moments in files of its own format.
 """
@@ -57,14 +57,14 @@ class TrainingState:
     best_update: int = 0
     num_worse: int = 0
 
-    def record(self, score: float, *, lower_is_better: bool) -> bool:
+    def record(self, score: float, *, lower: bool) -> bool:
         """Record an evaluation after this update; return whether it is the best so far.
 
-        Of equal scores the first is the best.
+        Of equal scores the first is the best; with `lower`, lower ones are better.
         """
         self.evaluated = self.update
         best = self.best_score
-        if best is None or (score < best if lower_is_better else score > best):
+        if best is None or (score < best if lower else score > best):
             self.best_score, self.best_update, self.num_worse = score, self.update, 0
             return True
         self.num_worse += 1
@@ -88,7 +88,7 @@ class Checkpoints:
     Args:
         folder: the output folder.
         identity: what the run is a function of: its configuration, and the content of its data.
-        objects: what else to save, by name; None for what this run has not.
+        objects: what else to save, by name; None is skipped.
         keep: how many of the newest checkpoints to keep, besides the best; None keeps all.
         updates_per_epoch: to record the epoch of an update.
     """
@@ -212,8 +212,8 @@ class Checkpoints:
         if not self.accelerator.is_main_process:
             return {}
         return {
-            WEIGHTS_FILE: {name: value.cpu().contiguous() for name, value in weights.items()},
-            MOMENTS_FILE: {name: value.cpu().contiguous() for name, value in moments.items()},
+            WEIGHTS_FILE: _separate(weights),
+            MOMENTS_FILE: _separate(moments),
         }
 
     def _moments(self) -> dict[str, Tensor]:
@@ -256,8 +256,7 @@ class Checkpoints:
     def _prune(self, written: Path, state: TrainingState) -> None:
         """Remove older checkpoints but the best, now that a newer one is in place.
 
-        Those of later updates stay: the run did not resume from them, as they are damaged or were
-        not asked for, and will come to replace them.
+        Checkpoints of later updates stay: this run overwrites them when it gets there.
         """
         if self.keep is None:
             return
@@ -270,6 +269,17 @@ class Checkpoints:
         for update, path in sorted(older)[: max(0, len(older) - kept)]:
             if update != state.best_update:
                 discard(path)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU; those that share memory, as tied embeddings do, as copies."""
+    separate: dict[str, Tensor] = {}
+    seen = set()
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        separate[name] = value.cpu().clone() if place in seen else value.cpu().contiguous()
+        seen.add(place)
+    return separate
 
 
 def _make_room(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The output folder of a run: who may write there, what is there, and how the run stands."""
+"""The output folder of a run: its lock, its checkpoints and its status."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ from lib.checkpoints.atomic import (
     writing,
 )
 from lib.cli.resuming import LONGER_FLAGS, check_same_run
-from lib.errors import InputError, Preempted
+from lib.errors import InputError, LostProcessError, Preempted
 
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
@@ -42,7 +43,7 @@ WANDB_RUN_FILE = "wandb_run_id"
 # What file systems without locks answer, such as some NFS mounts.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-# Results of a finished run, which the run that replaces it must not seem to have.
+# Results of a finished run, which are deleted when another run claims the folder.
 RESULT_FILES = (RESULTS_FILE, PROVENANCE_FILE, "report/index.html", "report/data.json")
 
 # Seconds to wait for the processes of an earlier start: Slurm kills them 30 s after it asked them
@@ -58,9 +59,13 @@ class RunFolder:
         overwrite: whether to replace another run in it. A command that torchrun or Slurm starts
             again does not replace what its first start left.
         resume_from: a checkpoint, or None or "auto" for the newest good one in the folder.
+
+    Attributes:
+        started: when the run began, by `time.perf_counter`.
     """
 
     def __init__(self, path: str, *, overwrite: bool, resume_from: str | None) -> None:
+        self.started = time.perf_counter()
         self.path = Path(path)
         self.resume_from = resume_from
         self.lock = FolderLock(self.path)
@@ -70,6 +75,7 @@ class RunFolder:
             for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
         )
         self.restarted = started_again and read_status(self.path).get("started_by") == _started_by()
+        self.keeps = overwrite and self.restarted
         self.overwrite = overwrite and not self.restarted
         self.seconds_to_lock = SECONDS_TO_END if started_again else 0.0
 
@@ -82,9 +88,13 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.claimed and error is not None and not isinstance(error, Preempted):
+        # A run that lost a process is to be started again, as one that was killed.
+        resumable = isinstance(error, Preempted | LostProcessError | SystemExit)
+        if self.claimed and error is not None and not resumable:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            update = read_status(self.path).get("update", 0)
+            update = max(
+                (found["update"] for found in manifest.owned(self.path).values()), default=0
+            )
             with contextlib.suppress(InputError):  # the disk may be what failed; it is on stderr
                 self.write_status("failed", update, reason=reason)
         self.lock.release()
@@ -97,6 +107,8 @@ class RunFolder:
         """
         folder = self.path
         parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not parent.is_dir():
+            raise InputError(f"--output_dir {folder}: {parent} is a file; choose another folder")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise InputError(
                 f"--output_dir {folder}: {parent} cannot be written; choose another folder"
@@ -131,6 +143,8 @@ class RunFolder:
                 too small, the checkpoint is damaged or of another run, or a finished run has no
                 checkpoint left.
         """
+        if self.keeps:
+            print("restarted by the launcher: resuming instead of overwriting", file=sys.stderr)
         source = self._find_checkpoint(identity)
         existing = manifest.owned(self.path)
         # A checkpoint has the weights and AdamW's two moments, in fp32.
@@ -205,7 +219,7 @@ class RunFolder:
         """Check that this machine sees the folder that the main process has just claimed.
 
         Raises:
-            InputError: it does not.
+            InputError: it does not see it.
         """
         if not (self.path / CONFIG_FILE).exists():
             raise InputError(

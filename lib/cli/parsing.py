@@ -71,7 +71,7 @@ def _parser() -> _Parser:
 def _add(group: argparse._ArgumentGroup, name: str, declared: Flag) -> None:
     """Add a flag. Its value stays text: `checked` converts it, as it does for YAML."""
     help = declared.help
-    if declared.default not in (None, False, ()):
+    if declared.default is not False and declared.default not in (None, ()):
         help += f" Default: {str(declared.default).lower()}."
     if declared.kind is bool:
         group.add_argument(

@@ -28,7 +28,7 @@ def precision(accelerator: Accelerator) -> str:
 
 
 def degradations(accelerator: Accelerator) -> list[str]:
-    """Return a line for each thing that this run does less well than it was asked to, or could.
+    """Return a line for each way in which the run falls short of what was asked, or possible.
 
     On a machine without a GPU, `accelerate launch` sets OMP_NUM_THREADS=1 if it is given neither
     a configuration file with `use_cpu` nor a number of threads.
@@ -40,7 +40,7 @@ def degradations(accelerator: Accelerator) -> list[str]:
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
     if alone and torch.get_num_threads() == 1 and (cores or 1) > 1:
         lines.append(
-            f"training with 1 thread on {cores} cores: give accelerate launch --config_file "
-            "accelerate_configs/cpu.yaml or --num_cpu_threads_per_process"
+            f"training with 1 thread on {cores} cores: unset OMP_NUM_THREADS, or give accelerate "
+            "launch --config_file accelerate_configs/cpu.yaml"
         )
     return lines

@@ -32,7 +32,8 @@ def process_group(peer_timeout: float) -> Iterator[None]:
     """
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     backend = _backend()
-    if num_processes == 1 or "RANK" not in os.environ or backend is None:
+    alone = num_processes == 1 or "RANK" not in os.environ
+    if alone or backend is None or torch.distributed.is_initialized():
         yield
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]

@@ -26,17 +26,22 @@ class Signals:
         received: that signal, or None.
         at_once: whether a signal ends the process where it is, which is right while there is
             nothing to save and no other process that would wait for this one.
+        saves: whether the run has something to save before it stops.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.at_once = False
+        self.at_once = self.saves = False
 
     def listen(self) -> None:
         """Install the handlers; call this in the main thread."""
         self.at_once = os.environ.get("WORLD_SIZE", "1") == "1"
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
+
+    def save_first(self) -> None:
+        """From now on the run has something to save before it stops."""
+        self.at_once, self.saves = False, True
 
     def _handle(self, number: int, _: types.FrameType | None) -> None:
         if self.received is not None:
@@ -48,7 +53,8 @@ class Signals:
             sys.exit(TRY_AGAIN)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             # At once, and below the progress bar: under a launcher the prompt may be back already.
-            _say(f"{self.received.name} received: saving, please wait", before="\n")
+            doing = "saving" if self.saves else "stopping"
+            _say(f"{self.received.name} received: {doing}, please wait", before="\n")
 
 
 def _say(line: str, before: str = "") -> None:
@@ -57,9 +63,9 @@ def _say(line: str, before: str = "") -> None:
 
 
 def ignore_stop_signals(*_: object) -> None:
-    """Ignore the stop signals, as the interpreter would die of them while it shuts down.
+    """Ignore the stop signals, which would kill the interpreter during its shutdown.
 
-    Also for the workers of a DataLoader, whose death would be an error in the process they serve.
+    Also used in the workers of a DataLoader, whose death would fail the training.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, which is the truth, the trackers, and the terminal."""
+"""The log of a run: metrics.jsonl, the trackers, and the terminal."""
 
 import contextlib
 import json
@@ -133,7 +133,8 @@ class RunLog:
             self.trackers.call("wandb", work)
 
     def preempted(self) -> None:
-        """Tell the trackers that the run will be resumed."""
+        """Close the progress bar, and tell the trackers that the run will be resumed."""
+        self.progress.close()
         self.trackers.call("wandb", lambda run: run.mark_preempting())
         self.trackers.finish(exit_code=TRY_AGAIN)
 

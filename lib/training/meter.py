@@ -20,12 +20,13 @@ class Meter:
 
     Reading a number from a GPU makes the CPU wait for it, so numbers stay on the device until a
     line is logged. A gradient that is not finite must be stopped before that: a fused optimizer
-    skips an update, on the device, while its `found_inf` is 1 (as a gradient scaler has it), and it
-    stays 1 from the first bad update on. For other optimizers the norm is read at once. Under fp16
-    the scaler skips what overflows, and only the loss is watched here.
+    skips an update, on the device, while its `found_inf` is 1 (the mechanism of gradient scalers),
+    and it stays 1 from the first bad update on. For other optimizers the norm is read at once.
+    Under fp16 the scaler skips what overflows, and only the loss is watched here.
 
     Args:
         describe_update: returns the rows and learning rate of an update, for the error about it.
+        started: when the run began, by `time.perf_counter`.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Meter:
         accelerator: Accelerator,
         optimizer: torch.optim.Optimizer,
         describe_update: Callable[[int], str],
+        started: float,
     ) -> None:
         self.accelerator = accelerator
         # Accelerate's wrapper would keep `found_inf` to itself.
@@ -46,14 +48,14 @@ class Meter:
         # The number of the first update that was not finite, or 0.
         self.first_bad = torch.zeros((), device=accelerator.device)
         self.num_rows = self.num_tokens = self.num_padded = 0
-        self.speed = Speed()
+        self.speed = Speed(started)
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, summed over its rows."""
         self.update_loss += loss.detach()
 
-    def before_update(self, update: int, num_rows: int, grad_norm: Tensor | float | None) -> None:
-        """Stop update number `update` (from 1) if its loss or gradient is not finite.
+    def guard_update(self, update: int, num_rows: int, grad_norm: Tensor | float | None) -> None:
+        """Keep update number `update` (from 1) from being applied if it is not finite.
 
         Args:
             num_rows: rows of the update, over all processes.
@@ -76,8 +78,8 @@ class Meter:
         else:
             self.check()
 
-    def after_update(self, num_rows: int, num_tokens: int, num_padded: int) -> None:
-        """Count an update: rows, tokens, and tokens with padding, over all processes."""
+    def count_update(self, num_rows: int, num_tokens: int, num_padded: int) -> None:
+        """Count the rows, tokens and padded tokens of an update, over all processes."""
         self.num_tokens += num_tokens
         self.num_padded += num_padded
         self.speed.add(num_rows, num_tokens)
@@ -154,8 +156,8 @@ class Speed:
         seconds_to_first_update: from the first start of the run.
     """
 
-    def __init__(self) -> None:
-        self.created = time.perf_counter()
+    def __init__(self, started: float) -> None:
+        self.started = started
         self.since: float | None = None
         self.seconds_to_first_update: float | None = None
         self.rows = self.tokens = 0
@@ -178,7 +180,7 @@ class Speed:
     def add(self, num_rows: int, num_tokens: int) -> None:
         """Count the rows and real tokens of an update."""
         if self.seconds_to_first_update is None:
-            self.seconds_to_first_update = time.perf_counter() - self.created
+            self.seconds_to_first_update = time.perf_counter() - self.started
         self.rows += num_rows
         self.tokens += num_tokens
 
