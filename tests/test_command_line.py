@@ -43,7 +43,7 @@ def test_bad_rows_leave_no_output_folder(flags, tmp_path):
     files = [f"--train_file={path}", f"--validation_file={path}"]
     done = run_script([*flags, *files, f"--output_dir={tmp_path / 'out'}"])
     assert done.returncode == 2
-    assert "bad.csv, row 2: label is missing" in error_of(done)
+    assert "bad.csv, row 2, column label: the label is missing" in error_of(done)
     assert not (tmp_path / "out").exists()
 
 

@@ -150,10 +150,10 @@ def test_a_file_that_could_not_be_read_whole_is_read_again(tmp_path, monkeypatch
     ("ending", "content", "message"),
     [
         ("csv", b"sentence1,sentence2\na,b\n", "no column label .found: sentence1, sentence2"),
-        ("csv", b"a,b,c,label\n1,2,3,0\n", "cannot tell the text columns"),
+        ("csv", b"a,b,c,label\n1,2,3,0\n", "cannot tell which columns are text"),
         ("csv", b"text,label\nx,0\ny\n", "row 2: 1 values where the header has 2"),
-        ("csv", b"text,label\nx,0\ny,\n", "row 2: label is missing"),
-        ("csv", b"text,label\n", "holds no row"),
+        ("csv", b"text,label\nx,0\ny,\n", "row 2, column label: the label is missing"),
+        ("csv", b"text,label\n", "has no rows"),
         ("csv", b"text,label\nx,1\n,0\n", "row 2: text must be text, found nothing"),
         ("csv", b"text,label\nx,1\ny,1\n", "every row has the label '1'; a classifier needs two"),
         ("jsonl", b'{"text": "x", "label": [1]}', "label must hold one label for each row"),
@@ -175,7 +175,7 @@ def test_a_file_that_could_not_be_read_whole_is_read_again(tmp_path, monkeypatch
             b"text,label\nx,0\ny,1\nz,xx\n",
             "row 3: label is 'xx', and .* before '0'",
         ),
-        ("csv", b"text,label\nx,no\ny,yes\nz,nan\n", "row 3: label is missing"),
+        ("csv", b"text,label\nx,no\ny,yes\nz,nan\n", "row 3, column label: the label is missing"),
         ("csv", b"text,label\nx,0\nNaN,1\n", "row 2: text must be text, found 'NaN'"),
         ("csv", b"text,label\nx,1.0\ny,0.0\n", "whole numbers with a decimal point .'1.0'."),
         (
@@ -206,21 +206,25 @@ def test_bad_files_are_named_with_the_row(tmp_path, ending, content, message):
 def test_validation_labels_must_be_known_from_training(tmp_path):
     train = write_csv(tmp_path / "train.csv", [{"text": "x", "label": n} for n in ("no", "yes")])
     other = write_csv(tmp_path / "dev.csv", [{"text": "x", "label": n} for n in ("yes", "maybe")])
-    with pytest.raises(InputError, match="dev.csv, row 2: unknown label 'maybe'.*: no, yes"):
+    with pytest.raises(
+        InputError, match="dev.csv, row 2, column label: unknown label 'maybe'.*: no, yes"
+    ):
         load(train, other)
 
 
 def test_a_number_is_no_position_among_names_of_the_users_own(tmp_path):
     train = write_csv(tmp_path / "train.csv", [{"text": "x", "label": n} for n in ("no", "yes")])
     other = write_csv(tmp_path / "dev.csv", [{"text": "x", "label": n} for n in (0, 1)])
-    with pytest.raises(InputError, match="dev.csv, row 1: unknown label '0'.*: no, yes"):
+    with pytest.raises(
+        InputError, match="dev.csv, row 1, column label: unknown label '0'.*: no, yes"
+    ):
         load(train, other)
 
 
 def test_a_column_is_text_or_label_and_not_both(tmp_path):
     path = write_csv(tmp_path / "rows.csv", ROWS)
     for more in ({"label_column": "sentence1"}, {"text_columns": ("sentence1", "sentence1")}):
-        with pytest.raises(InputError, match="must be different ones"):
+        with pytest.raises(InputError, match="must differ"):
             load(path, **more)
 
 

@@ -22,8 +22,8 @@ REMEDIES = {
     errno.EROFS: "choose a folder on a file system that can be written",
     errno.EACCES: "choose a folder that you may write",
     errno.EPERM: "choose a folder that you may write",
-    errno.ENOENT: "choose a folder whose parents can be made",
-    errno.ENOTDIR: "choose a folder whose parents are folders",
+    errno.ENOENT: "choose a folder whose parent folders can be created",
+    errno.ENOTDIR: "part of the path is a file: choose another folder",
 }
 
 
@@ -145,7 +145,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make a hard link, as files here are replaced and not changed; a copy where links fail."""
+    """Make a hard link, safe as files here are never modified in place; a copy where that fails."""
     try:
         os.link(source, target)
     except OSError:
@@ -156,7 +156,7 @@ def check_space(folder: Path, needed: int) -> None:
     """Check that the disk has room for `needed` bytes in a folder, which need not exist yet.
 
     Raises:
-        InputError: it has not.
+        InputError: there is too little space.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free

@@ -86,7 +86,7 @@ class BestModel:
                 self.tokenizer.save_pretrained(new)
                 for file in new.iterdir():
                     if file.name != WEIGHTS_FILE or file.stat().st_nlink == 1:
-                        # safetensors makes private files; who may read the folder may read them.
+                        # safetensors writes mode 0600: copy the permissions of config.yaml.
                         shutil.copymode(self.folder / CONFIG_FILE, file)
                     file.replace(self.folder / file.name)
             finally:

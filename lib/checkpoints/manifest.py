@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what it belongs to, and whether its files are as written."""
+"""The manifest of a checkpoint: what it belongs to, and whether its files are unmodified."""
 
 import contextlib
 import hashlib
@@ -55,7 +55,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint, all of whose files are as they were written.
+    """Return the manifest of a checkpoint, all of whose files are unmodified.
 
     Raises:
         InputError: a file is missing, truncated or altered; the message names it.
@@ -82,7 +82,7 @@ def verify(path: Path) -> dict[str, Any]:
 def owned(folder: Path) -> dict[Path, dict[str, Any]]:
     """Return the checkpoints in an output folder with their manifests, unverified.
 
-    A folder whose manifest cannot be read may be anybody's, and is not among them.
+    A folder whose manifest cannot be read may not be ours, and is left out.
     """
     found = {}
     for path in _candidates(folder):

@@ -158,7 +158,7 @@ class TrainConfig:
     )
     train_batch_size: int | None = _training(
         None,
-        "Rows of one update, over all processes. Default: 32, or what the next two flags make.",
+        "Rows of one update, over all processes. Default: 32, or the next two make it.",
         rule=at_least(1, "it counts the rows of one update over all processes"),
     )
     per_device_train_batch_size: int | None = _training(
@@ -270,7 +270,7 @@ class TrainConfig:
     )
     checkpoints_to_keep: int | None = _output(
         None,
-        "Newest checkpoints to keep, besides the best. Default: all, or 1 without the last flag.",
+        "Newest checkpoints to keep, and the best. Default: 1, or all with --checkpointing_steps.",
         rule=at_least(1, "the newest is always kept"),
         resume="free",
     )
@@ -336,6 +336,7 @@ class TrainConfig:
         "reference",
         "The best model as a wandb artifact: its path, its files, or not at all.",
         choices=("reference", "file", "none"),
+        metavar="reference|file|none",
         resume="free",
     )
 

@@ -1,4 +1,4 @@
-"""How a flag is declared: its default, group, rule and help stand in one place."""
+"""How a flag is declared and checked. The flags themselves are in config.py."""
 
 import dataclasses
 import difflib

@@ -31,8 +31,8 @@ def start(arguments: list[str]) -> TrainConfig:
             config.dataset_name if config.train_file is None else None,
         )
     if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
-        # The gradient of the embeddings is new memory at every update: huge pages make a dozen
-        # page faults of thousands. PyTorch reads this when imported, and warns on other kernels.
+        # The gradient of the embeddings is new memory at every update: huge pages turn thousands
+        # of page faults into a dozen. PyTorch reads this at import, and warns on other kernels.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if os.environ.get("RANK", "0") == "0":
         print(f"train_mrpc: {header(config)}", flush=True)

@@ -29,15 +29,15 @@ def guess_text_columns(rows: Dataset, where: str, label_column: str) -> tuple[st
     if len(others) in (1, 2):
         return others
     raise InputError(
-        f"{where}: cannot tell the text columns (found: {', '.join(rows.column_names)}); name them "
-        "with --text_columns"
+        f"{where}: cannot tell which columns are text (found: {', '.join(rows.column_names)}); "
+        "name them with --text_columns"
     )
 
 
 def check_not_empty(rows: Dataset, where: str) -> None:
     """Refuse a split without rows with an InputError."""
     if not len(rows):
-        raise InputError(f"{where} holds no row: it needs one at least")
+        raise InputError(f"{where} has no rows: it needs at least one")
 
 
 def check_column_names(
@@ -51,7 +51,7 @@ def check_column_names(
     if len({*text_columns, label_column}) <= len(text_columns):
         raise InputError(
             f"{where}: the text columns ({', '.join(text_columns)}) and the label column "
-            f"({label_column}) must be different ones: see --text_columns and --label_column"
+            f"({label_column}) must differ: see --text_columns and --label_column"
         )
     if "labels" in text_columns:
         raise InputError(f"{where}: a text column cannot have the name labels; rename it")
@@ -191,7 +191,7 @@ def number_labels(
             )
         except InputError as problem:
             row = pc.index(pc.index_in(column, values), position).as_py() + 1
-            raise InputError(f"{where}, row {row}: {problem}") from None
+            raise InputError(f"{where}, row {row}, column {label_column}: {problem}") from None
     numbers = pyarrow.array(numbers, kind)
     chunks = [numbers.take(pc.index_in(chunk, values)) for chunk in column.chunks]
     return pyarrow.chunked_array(chunks, kind)
@@ -199,7 +199,7 @@ def number_labels(
 
 def _number_of(label: Any, names: Sequence[str], *, numbered: bool, by_number: bool) -> int | float:
     if _is_missing(label):
-        raise InputError("label is missing; complete or remove the row")
+        raise InputError("the label is missing; complete or remove the row")
     if not names:
         if not _is_float(label):
             raise InputError(f"label must be a number, found {label!r}")
@@ -209,7 +209,8 @@ def _number_of(label: Any, names: Sequence[str], *, numbered: bool, by_number: b
     if (numbered or by_number) and _is_int(label) and 0 <= int(label) < len(names):
         return int(label)
     raise InputError(
-        f"unknown label {label!r}; known from the task or the training rows: {', '.join(names)}"
+        f"unknown label {label!r}; known from the task or the training rows: {', '.join(names)}; "
+        "correct it, or add it to the training rows"
     )
 
 

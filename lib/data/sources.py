@@ -60,7 +60,7 @@ def read_splits(
         # Without a hub `datasets` raises ConnectionError, FileNotFoundError or ValueError,
         # depending on what is cached and on HF_HUB_OFFLINE.
         raise InputError(
-            f"--dataset_name {source} ({task_name}) is neither cached nor to be had from the hub: "
+            f"--dataset_name {source} ({task_name}) is neither cached nor available from the hub: "
             f"{_first_line(error)}; {REMEDY}"
         ) from error
     return {name: _named_by_content(rows) for name, rows in splits.items()}
@@ -183,7 +183,7 @@ def _read_delimited(path: Path, **dialect: Any) -> Iterator[pyarrow.Table]:
 def _complete_rows(
     path: Path, header: list[str], reader: Iterable[list[str]]
 ) -> Iterator[list[str]]:
-    filled = (values for values in reader if values)  # a blank line is none
+    filled = (values for values in reader if values)  # skips blank lines
     for number, values in enumerate(filled, start=1):
         if len(values) != len(header):
             raise InputError(

@@ -8,7 +8,7 @@ IGNORED = -100
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What distinguishes one task from another; nothing else in the project does.
+    """What distinguishes one task from another.
 
     `labels` are the names of the classes in the order of their numbers; empty for a regression.
     `validation` and `test` are names of splits: the first of `validation` chooses the best model.

@@ -1,4 +1,4 @@
-"""Work that the processes of a run share out, and errors that all of them raise."""
+"""Run work on some or all processes; an error on one is raised on all."""
 
 import os
 from collections.abc import Callable

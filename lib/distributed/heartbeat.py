@@ -40,7 +40,7 @@ class Heartbeat:
         threading.Thread(target=self._watch, daemon=True, name="watch").start()
 
     def close(self) -> None:
-        """Tell the others that this process ends in order, and that its silence is no loss."""
+        """Announce a clean exit, so that the others do not report a loss."""
         self.stopped.set()
         self.beat_thread.join(4 * BEAT_SECONDS)
         if self.beat_thread.is_alive():
@@ -50,14 +50,14 @@ class Heartbeat:
             self.store.set(f"beat_{self.rank}", "over")
 
     def silent(self, seconds: float) -> list[int]:
-        """Ranks without a new beat for `seconds`, except those that ended in order."""
+        """Ranks without a new beat for `seconds`, except those that ended cleanly."""
         now = time.monotonic()
         silent = [
             other
             for other, (beat, since) in self.seen.items()
             if other != self.rank and beat != "over" and now - since > seconds
         ]
-        # Without the store nobody is heard. It lives in rank 0, or in the launcher beside it.
+        # Without the store no beats arrive. It lives in rank 0, or in the launcher beside it.
         return silent[:1] if now - self.store_answered > seconds else silent
 
     def lost(self) -> list[str]:
@@ -66,7 +66,7 @@ class Heartbeat:
         return [self.names[other] for other in self.silent(3 * BEAT_SECONDS)]
 
     def over(self) -> bool:
-        """True if any process has ended in order."""
+        """True if any process has ended cleanly."""
         return any(beat == "over" for beat, _ in self.seen.values())
 
     def first_alive(self) -> int:

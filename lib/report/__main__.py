@@ -1,4 +1,4 @@
-"""Make the report and the model card of finished runs again, from their output folders.
+"""Regenerate the report and the model card of finished runs, from their output folders.
 
 python -m lib.report outputs/mrpc
 """

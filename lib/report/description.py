@@ -33,7 +33,7 @@ def announce(
     timetable: Timetable,
     accelerator: Accelerator,
 ) -> None:
-    """Print the header of a run, and what it does less well than it was asked to.
+    """Print the header of a run, and how it falls short of what was asked.
 
     The header: `train_mrpc: bert-base-uncased (109.5M) on glue, 3,668/408/1,725 rows, 2 classes,
     575 updates of 32 rows, CPU (2 threads) -> outputs/mrpc`.

@@ -1,7 +1,7 @@
 """The trackers (wandb, TensorBoard, trackio, ...), which show what metrics.jsonl holds.
 
-metrics.jsonl is the truth. A tracker that fails is dropped with a warning, and the run continues.
-Only the main process has trackers.
+metrics.jsonl is the source of truth. A tracker that fails is dropped with a warning, and the run
+continues. Only the main process has trackers.
 """
 
 import atexit

@@ -39,7 +39,7 @@ def init_options(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     where = _wandb_folder(folder)
     for kind in ("DATA", "CACHE", "CONFIG"):
-        # A home that cannot be written would end the run at its first table.
+        # With a read-only home, wandb fails at its first table.
         os.environ.setdefault(f"WANDB_{kind}_DIR", str(folder.resolve() / "wandb" / kind.lower()))
     mode = wanted.get("mode") or os.environ.get("WANDB_MODE")
     if mode is None:

@@ -272,7 +272,7 @@ def check_metric(name: str | None, names: Sequence[str]) -> None:
     """Check that an evaluation with the metrics `names` has the one that chooses the best model.
 
     Raises:
-        InputError: it has not.
+        InputError: there is no such metric.
     """
     known = metric_names(names)
     if name is not None and name not in known:

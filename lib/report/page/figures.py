@@ -64,8 +64,8 @@ def _learning_curve(run: FinishedRun) -> Plot:
         final=final,
     )
     caption = (
-        f"Loss and metrics by update. The saved model is that of update {run.best_update} of "
-        f"{run.num_updates}."
+        "Loss and metrics by update; the training loss includes dropout. The saved model is that of "
+        f"update {run.best_update} of {run.num_updates}."
     )
     return Plot("Learning curve", figure, caption)
 
@@ -137,6 +137,6 @@ def _classification(run: FinishedRun) -> dict[str, Plot]:
     if curves is not None:
         figure, averages = curves
         words = ", ".join(f"{value:.3f} for {name!r}" for name, value in averages.items())
-        caption = f"The average precision is {words}. The dots are the model's own predictions."
+        caption = f"The average precision is {words}. A dot is at the model's own predictions."
         drawn["precision_recall"] = Plot("Precision and recall", figure, caption)
     return drawn

@@ -44,7 +44,7 @@ def headline(run: FinishedRun) -> Headline:
     )
     interval = ""
     if score.interval is not None:
-        interval = f"(95% interval {score.interval[0]:.2f} to {score.interval[1]:.2f})"
+        interval = f"(95% interval {score.interval[0]:.4f} to {score.interval[1]:.4f})"
     return Headline(
         run.metric_name(score.metric),
         f"{score.value:.4f}",
