@@ -7,7 +7,6 @@ listens before the slow imports.
 
 import os
 import signal
-import sys
 import types
 
 from lib.errors import TRY_AGAIN
@@ -49,8 +48,8 @@ class Signals:
         self.received = signal.Signals(number)
         if self.at_once:
             _say(f"stopped by {self.received.name} before the first update")
-            ignore_stop_signals()
-            sys.exit(TRY_AGAIN)
+            # Not an exception: libraries swallow some while they import, and go on half imported.
+            os._exit(TRY_AGAIN)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             # At once, and below the progress bar: under a launcher the prompt may be back already.
             doing = "saving" if self.saves else "stopping"

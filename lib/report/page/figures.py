@@ -64,7 +64,7 @@ def _learning_curve(run: FinishedRun) -> Plot:
         final=final,
     )
     caption = (
-        "Loss and metrics by update; the training loss includes dropout. The saved model is that of "
+        "Loss and metrics by update; the training loss includes dropout. The saved model is of "
         f"update {run.best_update} of {run.num_updates}."
     )
     return Plot("Learning curve", figure, caption)
