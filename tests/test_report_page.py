@@ -230,7 +230,8 @@ def test_the_page_opens_with_the_score_and_its_interval(tmp_path):
     names = TASKS["mrpc"].labels
     lines = [line_of(names, 0, (0.9, 0.1)), line_of(names, 1, (0.2, 0.8))]
     write_finished_run(tmp_path, TASKS["mrpc"], lines)
-    opening = f"{tmp_path.name} combined_score 0.7500 (95% interval 0.7000 to 0.8000) on 2 validation"
+    interval = "(95% interval 0.7000 to 0.8000)"
+    opening = f"{tmp_path.name} combined_score 0.7500 {interval} on 2 validation"
     assert opening in text_of(tmp_path)[:200]
     assert "collapsed" not in text_of(tmp_path)
     write_finished_run(tmp_path, TASKS["mrpc"], lines, metric_for_best_model="loss")
