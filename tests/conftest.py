@@ -209,6 +209,29 @@ def once(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_epochs(flags: list[str], dropout_bert: Path) -> list[str]:
+    """Two epochs of 7 updates of two micro-batches, with dropout."""
+    return [
+        *flags,
+        f"--model_name_or_path={dropout_bert}",
+        "--num_train_epochs=2",
+        "--gradient_accumulation_steps=2",
+        "--logging_steps=3",
+        "--per_device_eval_batch_size=8",
+    ]
+
+
+@pytest.fixture(scope="session")
+def checkpointed(two_epochs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of `two_epochs` with a checkpoint after each update."""
+    from runs import run
+
+    folder = tmp_path_factory.mktemp("checkpointed")
+    run(two_epochs, folder, "--checkpointing_steps=1")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def long_flags(flags: list[str], dropout_bert: Path) -> list[str]:
     """Some seconds of training with dropout, over many epochs and evaluations."""
     return [

@@ -202,9 +202,7 @@ def test_scores_both_validation_splits_of_mnli(bert, tmp_path):
         table = datasets.Dataset.from_dict({**rows, "label": labels})
         table.to_parquet(str(tmp_path / f"{split}.parquet"))
     flags = ["--task_name=mnli", f"--dataset_name={tmp_path}", f"--model_name_or_path={bert}"]
-    results = run(
-        flags, tmp_path / "out", "--max_train_steps=1", "--max_length=32", report=True
-    )
+    results = run(flags, tmp_path / "out", "--max_train_steps=1", "--max_length=32", report=True)
     assert results["eval_num_rows"] == results["eval_mm_num_rows"] == 6
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert [(r.dataset_split, r.metric_type) for r in card.data.eval_results] == [
