@@ -33,7 +33,10 @@ def launch(name, *arguments, options=(), **variables):
 
 
 def output_of(process):
-    printed, _ = process.communicate(timeout=300)
+    try:
+        printed, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
     return printed
 
 
@@ -59,7 +62,9 @@ def test_the_loader_would_refuse_an_unknown_key(tmp_path):
 def demo(tmp_path_factory):
     """The demo as `make demo` runs it: its output folder."""
     folder = tmp_path_factory.mktemp("demo")
-    process = launch("cpu", "--demo", f"--output_dir={folder}")
+    # Two threads would wait for each other where other tests use the second core.
+    options = ["--num_cpu_threads_per_process=1"]
+    process = launch("cpu", "--demo", f"--output_dir={folder}", options=options)
     printed = output_of(process)
     assert process.returncode == 0, printed
     return folder
