@@ -2,18 +2,22 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test torture check clean
+.PHONY: demo test test-fast torture check clean
 
 # Train, evaluate, save and predict on the built-in corpus and model: no hub, no account.
 demo: $(VENV)/.installed
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml train_mrpc.py --demo --overwrite_output_dir
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+# Without the tests that start the script, Slurm or a browser in processes of their own.
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not processes"
 
 # Killed twenty times for each number of processes and accumulation, instead of a few times.
 torture: $(VENV)/.installed-dev
-	TORTURE_KILLS=20 $(BIN)/python -m pytest tests/test_preemption.py -k killed_anywhere
+	TORTURE_KILLS=20 $(BIN)/python -m pytest tests/end_to_end/test_preemption.py -k killed_anywhere
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

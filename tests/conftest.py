@@ -1,6 +1,7 @@
 """Tiny models and data, and real processes to run them on."""
 
 import csv
+import functools
 import json
 import os
 import subprocess
@@ -26,13 +27,27 @@ sys.path.insert(0, str(ROOT))
 
 from lib.demo.corpus import MODEL_DIR, make_pairs  # noqa: E402
 
+SLOW_GROUPS = ["interrupted", "test_slurm.py", "test_trackers.py", "test_processes.py"]
+
 NUM_TRAIN = 53  # at a global batch of 8: 7 updates of 7 or 8 rows
 NUM_VALIDATION = 23
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file, or several that share a fixture, to one worker; the slow ones first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    groups = [item.get_closest_marker("xdist_group").args[0] for item in items]
+    order = {group: number for number, group in enumerate(SLOW_GROUPS)}
+    for number, group in enumerate(groups, start=len(SLOW_GROUPS)):
+        order.setdefault(group, number)
+    items.sort(key=lambda item: order[item.get_closest_marker("xdist_group").args[0]])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Caches of the tests' own, so that none finds what an earlier run left."""
+    """Give the tests empty caches, so that none finds what an earlier run left."""
     import datasets
 
     folder = tmp_path_factory.mktemp("caches")
@@ -43,7 +58,7 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _wandb_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take back where a run in this process has told wandb to write."""
+    """Undo that a run in this process told wandb where to write."""
     for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -132,7 +147,7 @@ def run_script(
     num_processes: int = 1,
     environment: Mapping[str, str] | None = None,
 ) -> Any:
-    """Run the script as users do, on real processes; returns what it printed and its status."""
+    """Run the script as users do, on real processes; return its output and status."""
     command = [sys.executable, str(SCRIPT), *arguments]
     environment = {**os.environ, **(environment or {})}
     if num_processes > 1:
@@ -152,7 +167,7 @@ def run_script(
 def start_script(
     arguments: Sequence[str], *, num_processes: int = 1, log: Path, options: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
-    """Start the script in a process group of its own, with all that it prints in `log`."""
+    """Start the script in its own process group; append all that it prints to `log`."""
     command = [sys.executable, "-u", str(SCRIPT), *arguments]
     environment = dict(os.environ)
     if num_processes > 1:
@@ -172,16 +187,16 @@ def start_script(
 
 
 def wait_for(condition: Callable[[], Any], *, seconds: float = 120.0) -> Any:
-    """What `condition` returns, as soon as it is true."""
+    """Return what `condition` returns, as soon as that is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
         time.sleep(0.005)
     return found
 
 
 def workers(launcher: int) -> list[int]:
-    """The training processes that a launcher started, by rank."""
+    """Return the training processes that a launcher started, by rank."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
@@ -198,7 +213,40 @@ def workers(launcher: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def long_flags(flags, dropout_bert):
+def once(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An epoch of 7 updates on one process, in one micro-batch each."""
+    from runs import run
+
+    folder = tmp_path_factory.mktemp("once")
+    run(flags, folder, "--checkpointing_steps=epoch")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_epochs(flags: list[str], dropout_bert: Path) -> list[str]:
+    """Two epochs of 7 updates of two micro-batches, with dropout."""
+    return [
+        *flags,
+        f"--model_name_or_path={dropout_bert}",
+        "--num_train_epochs=2",
+        "--gradient_accumulation_steps=2",
+        "--logging_steps=3",
+        "--per_device_eval_batch_size=8",
+    ]
+
+
+@pytest.fixture(scope="session")
+def checkpointed(two_epochs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of `two_epochs` with a checkpoint after each update."""
+    from runs import run
+
+    folder = tmp_path_factory.mktemp("checkpointed")
+    run(two_epochs, folder, "--checkpointing_steps=1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def long_flags(flags: list[str], dropout_bert: Path) -> list[str]:
     """Some seconds of training with dropout, over many epochs and evaluations."""
     return [
         *flags,
@@ -213,24 +261,29 @@ def long_flags(flags, dropout_bert):
 
 
 @pytest.fixture(scope="session")
-def whole(long_flags, tmp_path_factory):
-    """The same runs undisturbed, made when they are asked for: (processes, accumulation)."""
-    made = {}
+def whole(
+    long_flags: list[str], run_on: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int, int], Path]:
+    """The folders of uninterrupted runs of `long_flags`, by processes and accumulation."""
 
-    def folder(num_processes, accumulation):
-        key = (num_processes, accumulation)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("whole")
-            arguments = arguments_of(long_flags, made[key], accumulation)
-            done = run_script(arguments, num_processes=num_processes)
-            assert done.returncode == 0, done.stderr
-        return made[key]
+    @functools.cache
+    def made(num_processes: int) -> Path:
+        from runs import run
 
-    return folder
+        folder = tmp_path_factory.mktemp("whole")
+        runs = [arguments_of(long_flags, folder / f"{number}", number) for number in (1, 2)]
+        if num_processes == 1:
+            for accumulation, arguments in enumerate(runs, start=1):
+                run(arguments, folder / f"{accumulation}")
+        else:
+            run_on(num_processes, *runs)
+        return folder
+
+    return lambda num_processes, accumulation: made(num_processes) / f"{accumulation}"
 
 
 def arguments_of(long_flags: Sequence[str], folder: Path, accumulation: int = 1) -> list[str]:
-    """`long_flags`, with their output folder."""
+    """Return `long_flags` with an output folder."""
     return [
         *long_flags,
         f"--output_dir={folder}",
@@ -239,7 +292,7 @@ def arguments_of(long_flags: Sequence[str], folder: Path, accumulation: int = 1)
 
 
 def last_update(folder: Path) -> int:
-    """The update of the newest line of metrics.jsonl; 0 while there is none."""
+    """Return the update of the newest line of metrics.jsonl; 0 while there is none."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         return json.loads(lines[-1])["update"] if lines else 0
@@ -251,7 +304,7 @@ CLOCKS = ("examples_per_second", "tokens_per_second")
 
 
 def assert_same_run(one: Path, other: Path, checkpoint: str) -> None:
-    """Two output folders hold the same bits: weights, moments, log but for clocks, predictions."""
+    """Assert the same bits: weights, moments, log but for clocks, predictions."""
     for name in ("model.safetensors", f"{checkpoint}/model.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     for name in ("optimizer.safetensors", "best_model.safetensors"):
@@ -278,13 +331,16 @@ def torchrun(num_processes: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def run_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """Do several runs one after the other, in one start of `num_processes` real processes."""
+    """Do several runs one after the other, in one start of `num_processes` real processes.
+
+    They draw no report.
+    """
 
     def run(num_processes: int, *runs: Sequence[str], worker: str = "worker.py") -> None:
         path = tmp_path_factory.mktemp("runs") / "runs.json"
         path.write_text(json.dumps(runs))
         done = subprocess.run(
-            torchrun(num_processes) + [str(ROOT / "tests" / worker), str(path)],
+            torchrun(num_processes) + [str(ROOT / "tests" / "end_to_end" / worker), str(path)],
             cwd=ROOT,
             env={**os.environ, "ACCELERATE_USE_CPU": "true"},
             capture_output=True,

@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, run_script, write_csv
+from accelerate.state import AcceleratorState
+from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, write_csv
 from huggingface_hub import ModelCard
+from runs import assert_same_course, difference, run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -15,26 +17,9 @@ from lib.cli.parsing import parse_arguments
 from lib.data.batching import plan_epoch
 from lib.data.splits import load_splits
 from lib.errors import InputError, NonFiniteError
-from train_mrpc import main
 
 
-def run(flags, folder, *more):
-    return main(parse_arguments([*flags, f"--output_dir={folder}", *more]))
-
-
-def difference(one, other):
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-@pytest.fixture(scope="module")
-def once(flags, tmp_path_factory):
-    """An epoch of 7 updates on one process, in one micro-batch each."""
-    folder = tmp_path_factory.mktemp("once")
-    run(flags, folder, "--checkpointing_steps=epoch")
-    return folder
-
-
-def test_equals_a_plain_loop_over_whole_batches(flags, files, bert, once):
+def test_equals_a_plain_loop_over_whole_batches(files, bert, once):
     """Weights and losses, from Hugging Face's own loss, PyTorch's schedule and no Accelerate."""
     tokenizer = AutoTokenizer.from_pretrained(bert)
     rows = load_splits(
@@ -82,21 +67,10 @@ def test_cutting_an_update_into_micro_batches_changes_nothing(flags, once, tmp_p
     assert_same_course(tmp_path, once)
 
 
-def assert_same_course(folder, reference):
-    """The same learning rates, losses, gradients and weights, update by update."""
-    lines, expected = read_metrics(folder), read_metrics(reference)
-    for name in ("learning_rate", "loss", "grad_norm"):
-        values = [line[name] for line in lines if name in line]
-        wanted = [line[name] for line in expected if name in line]
-        assert len(wanted) == 7
-        assert values == pytest.approx(wanted, abs=1e-6, rel=1e-6)
-    assert difference(read_weights(folder / "epoch_0"), read_weights(reference / "epoch_0")) < 1e-6
-
-
-def test_the_peers_way_of_giving_the_batch_is_the_same(flags, once, tmp_path):
-    ours = [flag for flag in flags if "train_batch_size" not in flag]
-    peers = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"]
-    run(ours, tmp_path, *peers, "--checkpointing_steps=epoch")
+def test_batch_flags_of_run_glue_no_trainer_give_the_same_run(flags, once, tmp_path):
+    without = [flag for flag in flags if "train_batch_size" not in flag]
+    theirs = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"]
+    run(without, tmp_path, *theirs, "--checkpointing_steps=epoch")
     assert_same_course(tmp_path, once)
 
 
@@ -116,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(flags, dropout_b
     assert difference(one, other) > 0
 
 
-def test_updates_end_where_they_were_told(flags, tmp_path):
+def test_stops_after_max_train_steps(flags, tmp_path):
     results = run(flags, tmp_path, "--max_train_steps=9", "--checkpointing_steps=epoch")
     assert results["num_updates"] == 9
     assert (tmp_path / "epoch_0").is_dir()
@@ -142,7 +116,7 @@ def test_keeps_the_best_model_and_stops_early(flags, tmp_path):
     assert results["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
 
 
-def test_a_collapsed_classifier_is_named(flags, tmp_path, capsys):
+def test_reports_a_collapsed_classifier(flags, tmp_path, capsys):
     results = run(flags, tmp_path, "--learning_rate=0", "--max_train_steps=1")
     answers = {
         json.loads(line)["prediction"]
@@ -163,14 +137,14 @@ def with_bias(bert, folder, value):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_weights_that_are_not_finite_are_named_and_not_blamed_on_rows(flags, bert, tmp_path):
+def test_names_weights_that_are_not_finite_instead_of_rows(flags, bert, tmp_path):
     with_bias(bert, tmp_path, math.nan)
     with pytest.raises(InputError, match=r"0\.output\.dense\.bias holds values that are not"):
         run(flags, tmp_path / "out", f"--model_name_or_path={tmp_path}")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(flags, bert, tmp_path):
+def test_stops_at_a_gradient_that_is_not_finite(flags, bert, tmp_path):
     with_bias(bert, tmp_path, 3e38)  # which overflows in the forward pass
     with pytest.raises(
         NonFiniteError, match="update 1 is not finite.*learning rate was 0.*rows"
@@ -185,8 +159,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(flags, bert, tmp_path):
     assert "update 1 is not finite" in status["reason"]
 
 
-def test_a_bad_update_is_not_applied():
-    """As a fused optimizer skips it on the device, before anybody has read a number."""
+def test_skips_an_update_that_is_not_finite():
+    """The fused optimizer skips it on the device, before any number is read."""
     from accelerate import Accelerator
 
     from lib.training.meter import Meter
@@ -210,7 +184,7 @@ def test_a_bad_update_is_not_applied():
         meter.check()
 
 
-def test_one_line_for_each_logged_update_without_a_terminal(flags, tmp_path, capsys):
+def test_prints_a_line_for_each_logged_update_without_a_terminal(flags, tmp_path, capsys):
     run(flags, tmp_path, "--logging_steps=3")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update")]
     # The loss at once, so that a wrong learning rate shows before the first logged update.
@@ -219,7 +193,7 @@ def test_one_line_for_each_logged_update_without_a_terminal(flags, tmp_path, cap
     assert all(word in lines[1] for word in ("loss", "examples/s", "tokens/s", "s left"))
 
 
-def test_mnli_is_scored_on_both_of_its_validation_splits(bert, tmp_path):
+def test_scores_both_validation_splits_of_mnli(bert, tmp_path):
     import datasets
 
     rows = {"premise": ["a b"] * 6, "hypothesis": ["c"] * 6, "label": [0, 1, 2] * 2}
@@ -228,7 +202,7 @@ def test_mnli_is_scored_on_both_of_its_validation_splits(bert, tmp_path):
         table = datasets.Dataset.from_dict({**rows, "label": labels})
         table.to_parquet(str(tmp_path / f"{split}.parquet"))
     flags = ["--task_name=mnli", f"--dataset_name={tmp_path}", f"--model_name_or_path={bert}"]
-    results = run(flags, tmp_path / "out", "--max_train_steps=1", "--max_length=32")
+    results = run(flags, tmp_path / "out", "--max_train_steps=1", "--max_length=32", report=True)
     assert results["eval_num_rows"] == results["eval_mm_num_rows"] == 6
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert [(r.dataset_split, r.metric_type) for r in card.data.eval_results] == [
@@ -240,7 +214,9 @@ def test_mnli_is_scored_on_both_of_its_validation_splits(bert, tmp_path):
 
 
 def test_what_a_run_leaves(flags, files, tmp_path):
-    results = run(flags, tmp_path, f"--test_file={files['test']}")
+    results = run(flags, tmp_path, f"--test_file={files['test']}", report=True)
+    assert (tmp_path / "report" / "index.html").exists()
+    assert (tmp_path / "README.md").exists()
     assert json.loads((tmp_path / "all_results.json").read_text()) == results
     for name in ("accuracy", "f1", "combined_score"):
         low, high = results[f"eval_{name}_ci95"]
@@ -257,7 +233,7 @@ def test_what_a_run_leaves(flags, files, tmp_path):
     assert again.train_batch_size == 8
 
 
-def test_the_saved_folder_gives_the_predictions_that_were_written(flags, files, tmp_path):
+def test_the_saved_model_reproduces_the_written_predictions(flags, tmp_path):
     run(flags, tmp_path)
     classify = pipeline("text-classification", str(tmp_path), top_k=None)
     rows = pairs(23, 12)
@@ -269,7 +245,7 @@ def test_the_saved_folder_gives_the_predictions_that_were_written(flags, files, 
         assert max(scores, key=scores.get) == line["prediction"]
 
 
-def test_a_score_is_learned_as_a_regression(flags, tmp_path):
+def test_decimal_labels_are_a_regression(flags, tmp_path):
     rows = [{**row, "label": row["label"] * 2.5 + 0.5} for row in pairs(40, 3)]
     path = write_csv(tmp_path / "scores.csv", rows)
     files = [f"--train_file={path}", f"--validation_file={path}"]
@@ -301,7 +277,7 @@ def test_dry_run_describes_the_run_and_writes_nothing(flags, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_another_run_in_the_folder_is_left_alone(flags, tmp_path):
+def test_keeps_another_run_in_the_folder(flags, tmp_path):
     run(flags, tmp_path, "--max_train_steps=1")
     (tmp_path / "mine.txt").write_text("mine")
     before = (tmp_path / "config.yaml").read_text()
@@ -313,7 +289,7 @@ def test_another_run_in_the_folder_is_left_alone(flags, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.yaml"])
-def test_files_of_the_users_own_are_left_alone(flags, tmp_path, name):
+def test_keeps_files_of_the_user(flags, tmp_path, name):
     (tmp_path / name).write_text("lr: 1")
     for more in ((), ("--overwrite_output_dir",)):
         with pytest.raises(InputError, match=f"files that are not of a run .{name}."):
@@ -334,36 +310,44 @@ def test_files_of_the_users_own_are_left_alone(flags, tmp_path, name):
         (["--report_to", "none", "wandb"], "none stands alone"),
     ],
 )
-def test_bad_input_stops_the_run_before_anything_is_written(flags, tmp_path, more, message):
+def test_rejects_bad_input_before_writing_anything(flags, tmp_path, more, message):
     with pytest.raises(InputError, match=message):
         run(flags, tmp_path / "out", *more)
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_precision_is_accelerates(flags, once, tmp_path):
-    """In a process of its own, since Accelerate settles the precision once."""
-    command = [*flags, f"--output_dir={tmp_path}", "--checkpointing_steps=epoch"]
-    done = run_script(command, environment={"ACCELERATE_MIXED_PRECISION": "bf16"})
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def accelerate_options(monkeypatch):
+    """Let the next run read Accelerate's environment variables, as a new process would."""
+
+    def reset():
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    reset()
+    yield monkeypatch
+    reset()
+
+
+def test_precision_is_accelerates(flags, once, tmp_path, accelerate_options):
+    accelerate_options.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run(flags, tmp_path, "--checkpointing_steps=epoch")
     assert json.loads((tmp_path / "manifest.json").read_text())["precision"] == "bf16"
     weights, plain = read_weights(tmp_path / "epoch_0"), read_weights(once / "epoch_0")
     assert all(weight.dtype == torch.float32 for weight in weights.values())
     assert 0 < difference(weights, plain) < 0.05
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is fp16 here")
-def test_fp16_without_a_gpu_is_said_to_be_fp32(flags, tmp_path):
-    command = [*flags, f"--output_dir={tmp_path}", "--max_train_steps=1"]
-    done = run_script(command, environment={"ACCELERATE_MIXED_PRECISION": "fp16"})
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("CPUs have no fp16: training in fp32") == 1
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has fp16")
+def test_fp16_without_a_gpu_is_fp32_with_a_warning(flags, tmp_path, accelerate_options, capfd):
+    accelerate_options.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    run(flags, tmp_path, "--max_train_steps=1")
+    assert capfd.readouterr().err.count("CPUs have no fp16: training in fp32") == 1
     assert json.loads((tmp_path / "manifest.json").read_text())["precision"] == "no"
 
 
-def test_compiled_runs_take_the_same_course(flags, once, tmp_path):
+def test_compiled_runs_take_the_same_course(flags, once, tmp_path, accelerate_options):
     """Through Accelerate's dynamo options; rows are filled up to few shapes."""
-    command = [*flags, f"--output_dir={tmp_path}", "--checkpointing_steps=epoch"]
-    done = run_script(command, environment={"ACCELERATE_DYNAMO_BACKEND": "EAGER"})
-    assert done.returncode == 0, done.stderr
+    accelerate_options.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    run(flags, tmp_path, "--checkpointing_steps=epoch")
     assert_same_course(tmp_path, once)
     pipeline("text-classification", str(tmp_path))("it loads")

@@ -1,4 +1,4 @@
-"""Jobs of a real Slurm that are preempted, warned, or lose their node, and finish by themselves."""
+"""Jobs of a real Slurm that are preempted, warned or lose their node finish by themselves."""
 
 import json
 import os
@@ -6,22 +6,22 @@ import signal
 import subprocess
 
 import pytest
-from conftest import ROOT, assert_same_run, run_script, wait_for
-from slurm_cluster import running
+from conftest import ROOT, assert_same_run, last_update, run_script, wait_for
+from runs import run
+from slurm_cluster import LINUXPROC_NODE, PGID_NODE, running
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 
 
-@pytest.fixture(scope="module", params=["linuxproc", "pgid"])
-def cluster(request):
-    """How a site tracks processes decides which of them are signalled."""
-    with running(request.param) as started:
+@pytest.fixture(scope="session")
+def cluster():
+    with running() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def long_flags(flags, dropout_bert):
-    """Long enough to be interrupted: some seconds of training, a checkpoint every now and then."""
+    """Long enough to be interrupted: some seconds of training with a few checkpoints."""
     return [
         *flags,
         f"--model_name_or_path={dropout_bert}",
@@ -35,82 +35,85 @@ def long_flags(flags, dropout_bert):
 
 @pytest.fixture(scope="module")
 def whole(long_flags, tmp_path_factory):
-    """The same run, undisturbed; of one process in fp32 and of two in bf16."""
+    """The same run, uninterrupted; on one process in fp32 and bf16, on two in bf16."""
     folder = tmp_path_factory.mktemp("whole")
-    for num_processes, precision in ((1, "no"), (1, "bf16"), (2, "bf16")):
+    run(long_flags, folder / "1-no")
+    for num_processes in (1, 2):
         done = run_script(
-            [*long_flags, f"--output_dir={folder / f'{num_processes}-{precision}'}"],
+            [*long_flags, f"--output_dir={folder / f'{num_processes}-bf16'}"],
             num_processes=num_processes,
-            environment={"ACCELERATE_MIXED_PRECISION": precision},
+            environment={"ACCELERATE_MIXED_PRECISION": "bf16"},
         )
         assert done.returncode == 0, done.stderr
     return folder
 
 
-def status(folder):
+def read_status(folder):
     try:
         return json.loads((folder / "status.json").read_text())
     except FileNotFoundError:
         return {"status": "none", "update": 0}
 
 
-def training(folder, number=20):
-    """Whether the run has logged an update after the first so many."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return False
-    return bool(lines) and json.loads(lines[-1])["update"] > number
+def trains(folder, *, after=20):
+    """Return whether the run has logged an update after the first so many."""
+    return last_update(folder) > after
 
 
 def assert_finished(cluster, number, folder, reference):
     cluster.wait(number, "COMPLETED")
-    assert status(folder)["status"] == "finished"
+    assert read_status(folder)["status"] == "finished"
     assert_same_run(folder, reference, "step_420")
     assert not cluster.leftovers(number)
 
 
-def test_a_job_that_is_preempted(cluster, long_flags, whole, tmp_path):
-    """A job of the high partition takes the node away; our tasks get SIGTERM, then 5 s."""
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("script", "node", "reference"),
+    [("cpu.sbatch", LINUXPROC_NODE, "1-no"), ("single_gpu.sbatch", PGID_NODE, "1-bf16")],
+    ids=["linuxproc", "pgid"],
+)
+def test_a_job_that_is_preempted_and_warned(
+    cluster, long_flags, whole, tmp_path, script, node, reference
+):
+    """Whichever way the site tracks processes, which decides which of them are signalled.
+
+    A job of the high partition takes the node away: our tasks get SIGTERM, then 5 s. Later the
+    batch script alone gets the warning of --signal=B:USR1@120.
+    """
     folder, log = tmp_path / "out", tmp_path / "log"
     number = cluster.submit(
-        "cpu.sbatch", log, "--nodelist=node1", "--exclusive", "--cpus-per-task=1",
+        script, log, f"--nodelist={node}", "--exclusive", "--cpus-per-task=1",
         arguments=[*long_flags, f"--output_dir={folder}", "--report_to=wandb"],
     )  # fmt: skip
-    wait_for(lambda: training(folder))
+    wait_for(lambda: trains(folder))
     other = tmp_path / "other.sbatch"
     other.write_text("#!/bin/bash\nsleep 3\n")
     cluster.submit(
-        str(other), tmp_path / "other.log", "--partition=high", "--nodelist=node1",
+        str(other), tmp_path / "other.log", "--partition=high", f"--nodelist={node}",
         "--exclusive", arguments=[],
     )  # fmt: skip
-    wait_for(lambda: status(folder)["status"] == "preempted")
-    assert_finished(cluster, number, folder, whole / "1-no")
-    assert cluster.job(number)["Restarts"] == "1"
+    wait_for(lambda: read_status(folder)["status"] == "preempted")
+    first = read_status(folder)["update"]
+    assert "stopped by SIGTERM after update" in log.read_text()
+    wait_for(lambda: trains(folder, after=first + 20), seconds=180)
+    cluster.command("scancel", "--batch", "--signal=USR1", number)
+    wait_for(lambda: read_status(folder)["status"] == "preempted")
+    assert_finished(cluster, number, folder, whole / reference)
+    assert cluster.job(number)["Restarts"] == "2"
     printed = log.read_text()
-    assert "stopped by SIGTERM after update" in printed
-    assert "resuming from" in printed
+    assert "stopped by SIGUSR1 after update" in printed
+    assert printed.count("resuming from") == 2
     starts = [path.name for path in (folder / "wandb").glob("offline-run-*")]
-    assert len(starts) == 2
+    assert len(starts) == 3
     assert {name.rpartition("-")[2] for name in starts} == {
         (folder / "wandb_run_id").read_text().strip()
     }
 
 
-def test_a_job_that_reaches_its_warning(cluster, long_flags, whole, tmp_path):
-    """As --signal=B:USR1@120 gives it, to the batch script only."""
-    folder, log = tmp_path / "out", tmp_path / "log"
-    arguments = [*long_flags, f"--output_dir={folder}"]
-    number = cluster.submit("single_gpu.sbatch", log, arguments=arguments)
-    wait_for(lambda: training(folder))
-    cluster.command("scancel", "--batch", "--signal=USR1", number)
-    wait_for(lambda: status(folder)["status"] == "preempted")
-    assert_finished(cluster, number, folder, whole / "1-bf16")
-    assert "stopped by SIGUSR1 after update" in log.read_text()
-
-
+@pytest.mark.processes
 def test_a_node_goes_down(cluster, long_flags, whole, tmp_path):
-    """Nobody is warned; the two processes start again from the newest checkpoint."""
+    """Without a warning; the two processes start again from the newest checkpoint."""
     folder, log = tmp_path / "out", tmp_path / "log"
     cluster.environment["ACCELERATE_USE_CPU"] = "true"
     try:
@@ -118,7 +121,7 @@ def test_a_node_goes_down(cluster, long_flags, whole, tmp_path):
         number = cluster.submit("multi_node.sbatch", log, arguments=arguments)
     finally:
         del cluster.environment["ACCELERATE_USE_CPU"]
-    wait_for(lambda: training(folder, 80))
+    wait_for(lambda: trains(folder, after=80))
     cluster.command("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     wait_for(lambda: cluster.job(number)["Restarts"] == "1")
     cluster.resume("node2")
@@ -128,31 +131,31 @@ def test_a_node_goes_down(cluster, long_flags, whole, tmp_path):
     assert manifest["device"].startswith("2 x CPU")
 
 
-def test_an_element_of_an_array_is_requeued(cluster, long_flags, tmp_path):
-    """Each seed has a folder of its own, and only the one that was stopped starts again."""
+@pytest.mark.processes
+def test_an_element_of_an_array_is_requeued(cluster, long_flags, whole, tmp_path):
+    """Each seed has its own folder, and only the one that was stopped starts again."""
     cluster.environment["OUTPUT"] = str(tmp_path / "seeds")
     try:
         array = cluster.submit(
-            "seeds_array.sbatch", tmp_path / "log-%a", "--array=1-2", arguments=long_flags
+            "seeds_array.sbatch", tmp_path / "log-%a", "--array=42-43", arguments=long_flags
         )
     finally:
         del cluster.environment["OUTPUT"]
-    first, second = (tmp_path / "seeds" / f"seed_{seed}" for seed in (1, 2))
-    wait_for(lambda: training(first))
-    number = cluster.job(f"{array}_1")["JobId"]
+    first, second = (tmp_path / "seeds" / f"seed_{seed}" for seed in (42, 43))
+    wait_for(lambda: trains(first))
+    number = cluster.job(f"{array}_42")["JobId"]
     cluster.command("scancel", "--signal=TERM", number)
-    wait_for(lambda: status(first)["status"] == "preempted")
-    for element in (f"{array}_1", f"{array}_2"):
+    wait_for(lambda: read_status(first)["status"] == "preempted")
+    for element in (f"{array}_42", f"{array}_43"):
         cluster.wait(element, "COMPLETED")
-    assert [status(folder)["status"] for folder in (first, second)] == ["finished"] * 2
-    assert cluster.job(f"{array}_1")["Restarts"] == "1"
-    assert cluster.job(f"{array}_2")["Restarts"] == "0"
-    undisturbed = tmp_path / "undisturbed"
-    assert run_script([*long_flags, "--seed=1", f"--output_dir={undisturbed}"]).returncode == 0
-    assert_same_run(first, undisturbed, "step_420")
+    assert [read_status(folder)["status"] for folder in (first, second)] == ["finished"] * 2
+    assert cluster.job(f"{array}_42")["Restarts"] == "1"
+    assert cluster.job(f"{array}_43")["Restarts"] == "0"
+    assert_same_run(first, whole / "1-no", "step_420")  # 42 is the default seed
 
 
-def test_tasks_that_do_not_see_each_other_are_refused(cluster, long_flags, tmp_path):
+@pytest.mark.processes
+def test_tasks_that_do_not_see_each_other_are_rejected(cluster, long_flags, tmp_path):
     """Two tasks without rank and address would be two whole trainings into one folder."""
     log = tmp_path / "log"
     arguments = [*long_flags, f"--output_dir={tmp_path / 'out'}"]
@@ -164,8 +167,8 @@ def test_tasks_that_do_not_see_each_other_are_refused(cluster, long_flags, tmp_p
 
 
 @pytest.mark.parametrize(("warns", "queued"), [(True, True), (False, False)])
-def test_a_task_that_dies_of_its_warning_is_queued_again(tmp_path, warns, queued):
-    """Warned before Python runs; one that is killed for another reason is not queued again."""
+def test_requeues_a_task_that_its_warning_kills(tmp_path, warns, queued):
+    """Warned before Python runs; a task killed for another reason is not queued again."""
     signals = "USR1 $PPID" if warns else "KILL $$"
     for name, does in (("srun", f"kill -{signals}; exec sleep 20"), ("scontrol", 'echo "did $*"')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")

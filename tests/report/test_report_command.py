@@ -21,9 +21,15 @@ LINES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "run"
+    return write_finished_run(folder, task_of_files(("one", "other"), ("a", "b")), LINES)
+
+
 @pytest.fixture
-def finished(tmp_path):
-    return write_finished_run(tmp_path / "run", task_of_files(("one", "other"), ("a", "b")), LINES)
+def finished(drawn, tmp_path):
+    return shutil.copytree(drawn, tmp_path / "run")
 
 
 def contents(folder):

@@ -17,6 +17,10 @@ from conftest import ROOT, wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo")
 
+# Each node has its own configuration, with its own way to track the processes of a job.
+PROCTRACK = {"node1": "linuxproc", "node2": "pgid"}
+LINUXPROC_NODE, PGID_NODE = PROCTRACK
+
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}({address})
@@ -38,6 +42,7 @@ KillWait=5
 SlurmdTimeout=10
 ReturnToService=2
 SlurmdParameters=config_overrides
+DebugFlags=NO_CONF_HASH
 MpiDefault=none
 GresTypes=gpu
 StateSaveLocation={folder}/state
@@ -54,7 +59,7 @@ PartitionName=high Nodes=node1,node2 PriorityTier=10
 
 
 class Cluster:
-    """What the tests ask of it: submit, look, signal."""
+    """Submits jobs, shows them and signals them."""
 
     def __init__(self, folder: Path) -> None:
         self.environment = {
@@ -72,7 +77,7 @@ class Cluster:
         return done.stdout
 
     def submit(self, script: str, log: Path, *options: str, arguments: list[str]) -> str:
-        """Submit one of the scripts in slurm/, as it stands; its job number."""
+        """Submit a script, by default one of slurm/ as it stands; return the job number."""
         path = str(ROOT / "slurm" / script) if "/" not in script else script
         return self.command(
             "sbatch", "--parsable", f"--output={log}", *options, path, *arguments
@@ -83,7 +88,7 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, number: str, *states: str, seconds: float = 180) -> dict[str, str]:
-        """The job, once it is in one of the states."""
+        """Return the job once it is in one of the states."""
         job: dict[str, str] = {}
 
         def reached() -> bool:
@@ -95,7 +100,7 @@ class Cluster:
         return job
 
     def resume(self, node: str) -> None:
-        """Bring a node back, which is refused where it came back by registering again."""
+        """Bring a node back, which Slurm refuses if it has registered again by itself."""
         resume = ("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
         def is_back() -> bool:
@@ -105,7 +110,7 @@ class Cluster:
         wait_for(is_back)
 
     def leftovers(self, number: str) -> list[int]:
-        """Processes that still belong to a job."""
+        """Return the processes that still belong to a job."""
         return [
             int(folder.name)
             for folder in Path("/proc").iterdir()
@@ -121,8 +126,8 @@ def _environment(process: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(proctrack: str) -> Iterator[Cluster]:
-    """Start munge and Slurm, and stop them again; skips where they are not installed."""
+def running() -> Iterator[Cluster]:
+    """Start munge and Slurm, and stop them again; skip where they are not installed."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         pytest.skip(f"no Slurm here ({', '.join(missing)}): apt-get install slurm-wlm munge")
@@ -132,14 +137,16 @@ def running(proctrack: str) -> Iterator[Cluster]:
     (folder / "state").mkdir()
     for name in ("node1", "node2"):
         (folder / f"spool-{name}").mkdir()
-    configuration = CONFIGURATION.format(
-        host=socket.gethostname(),
-        address="127.0.0.1",
-        ports=_free_ports(3),
-        folder=folder,
-        proctrack=proctrack,
-    )
-    (folder / "slurm.conf").write_text(configuration)
+    ports = _free_ports(3)
+    for name, proctrack in {"slurm": "linuxproc", **PROCTRACK}.items():
+        configuration = CONFIGURATION.format(
+            host=socket.gethostname(),
+            address="127.0.0.1",
+            ports=ports,
+            folder=folder,
+            proctrack=proctrack,
+        )
+        (folder / f"{name}.conf").write_text(configuration)
     (folder / "gres.conf").write_text(
         "NodeName=node1 Name=gpu File=/dev/zero\nNodeName=node2 Name=gpu File=/dev/full\n"
     )
@@ -153,7 +160,7 @@ def running(proctrack: str) -> Iterator[Cluster]:
                f"--seed-file={folder}/munged.seed")  # fmt: skip
         _start(folder, "slurmctld", "-c", "-f", str(folder / "slurm.conf"))
         for name in ("node1", "node2"):
-            _start(folder, "slurmd", "-c", "-N", name, "-f", str(folder / "slurm.conf"))
+            _start(folder, "slurmd", "-c", "-N", name, "-f", str(folder / f"{name}.conf"))
         wait_for(lambda: _idle(cluster) == 2, seconds=60)
         yield cluster
     finally:
@@ -193,9 +200,9 @@ def _stop(folder: Path) -> None:
                 os.kill(pid, 0)
             os.kill(pid, signal.SIGKILL)
     # What the tests themselves left behind, if they failed half way.
-    marker = f"SLURM_CONF={folder / 'slurm.conf'}"
+    markers = {f"SLURM_CONF={path}" for path in folder.glob("*.conf")}
     for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and marker in _environment(process):
+        if process.name.isdecimal() and markers & {*_environment(process)}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(process.name), signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)

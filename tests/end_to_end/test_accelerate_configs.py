@@ -1,4 +1,4 @@
-"""Accelerate reads each file, and those that can run without a GPU do."""
+"""Accelerate reads each file, and those that need no GPU are launched."""
 
 import json
 import os
@@ -9,16 +9,17 @@ import sys
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, SCRIPT
+from transformers import pipeline
+
+from lib.demo.corpus import baselines, load_split
 
 FILES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
-def launch(name, *arguments, cpu_processes=False, options=()):
+def launch(name, *arguments, options=(), **variables):
     """Start the launcher as the README does; the caller waits for it."""
-    environment = dict(os.environ)
+    environment = {**os.environ, **variables}
     environment.pop("OMP_NUM_THREADS")
-    if cpu_processes:
-        environment["ACCELERATE_USE_CPU"] = "true"
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     file = ["--config_file", str(ROOT / "accelerate_configs" / f"{name}.yaml")]
     return subprocess.Popen(
@@ -32,7 +33,10 @@ def launch(name, *arguments, cpu_processes=False, options=()):
 
 
 def output_of(process):
-    printed, _ = process.communicate(timeout=300)
+    try:
+        printed, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
     return printed
 
 
@@ -54,22 +58,62 @@ def test_the_loader_would_refuse_an_unknown_key(tmp_path):
         load_config_from_file(str(path))
 
 
-def test_cpu(flags, tmp_path):
-    process = launch("cpu", *flags, f"--output_dir={tmp_path}", "--max_train_steps=2")
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo as `make demo` runs it: its output folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    # Two threads would wait for each other where other tests use the second core.
+    options = ["--num_cpu_threads_per_process=1"]
+    process = launch("cpu", "--demo", f"--output_dir={folder}", options=options)
     printed = output_of(process)
     assert process.returncode == 0, printed
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    return folder
+
+
+@pytest.mark.processes
+def test_cpu(demo):
+    manifest = json.loads((demo / "manifest.json").read_text())
     assert manifest["device"].startswith("1 x CPU")
 
 
+@pytest.mark.processes
+def test_the_demo_reaches_the_stated_accuracy(demo):
+    results = json.loads((demo / "all_results.json").read_text())
+    assert results["eval_accuracy"] >= 0.85
+    assert results["eval_accuracy"] >= max(baselines().values()) + 0.10
+    assert results["test_num_rows"] == 400
+
+
+@pytest.mark.processes
+def test_the_saved_model_of_the_demo_reproduces_the_written_predictions(demo):
+    rows = load_split("validation")
+    classify = pipeline("text-classification", str(demo))
+    predictions = classify([{"text": r["sentence1"], "text_pair": r["sentence2"]} for r in rows])
+    lines = (demo / "predictions" / "validation.jsonl").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
+    assert [prediction["label"] for prediction in predictions] == [
+        line["prediction"] for line in written
+    ]
+    for prediction, line in zip(predictions, written, strict=True):
+        assert prediction["score"] == pytest.approx(max(line["probabilities"].values()), abs=1e-4)
+
+
+@pytest.mark.processes
 def test_multi_cpu(flags, tmp_path):
-    arguments = [*flags, f"--output_dir={tmp_path}", "--max_train_steps=2"]
-    process = launch("multi_cpu", *arguments, cpu_processes=True)
+    """And the rows are tokenized once for both processes."""
+    process = launch(
+        "multi_cpu", *flags, f"--output_dir={tmp_path / 'out'}", "--max_train_steps=2",
+        ACCELERATE_USE_CPU="true", HF_DATASETS_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
     printed = output_of(process)
     assert process.returncode == 0, printed
-    assert json.loads((tmp_path / "manifest.json").read_text())["device"].startswith("2 x CPU")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["device"].startswith("2 x CPU")
+    caches = sorted(path.name for path in (tmp_path / "cache").rglob("mapped/*/*.arrow"))
+    assert caches == ["train.arrow", "validation.arrow"]
 
 
+@pytest.mark.processes
 def test_two_machines(flags, tmp_path):
     """Two launchers with one process each, which meet by address and port."""
     with socket.socket() as free:
@@ -80,8 +124,8 @@ def test_two_machines(flags, tmp_path):
         launch(
             "multi_node",
             *arguments,
-            cpu_processes=True,
             options=["--num_processes=2", f"--machine_rank={rank}", f"--main_process_port={port}"],
+            ACCELERATE_USE_CPU="true",
         )
         for rank in range(2)
     ]
@@ -92,6 +136,7 @@ def test_two_machines(flags, tmp_path):
     assert manifest["precision"] == "bf16"
 
 
+@pytest.mark.processes
 def test_several_gpus_without_a_gpu_are_refused(flags, tmp_path):
     """Accelerate would start two whole trainings into one folder."""
     process = launch(

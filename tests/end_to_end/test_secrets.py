@@ -1,12 +1,14 @@
-"""What is secret is written nowhere."""
+"""Secrets are written nowhere."""
 
 import json
 
+import pytest
 from conftest import run_script
 
 
+@pytest.mark.processes
 def test_secrets_are_written_nowhere(flags, tmp_path):
-    """Neither in a file nor in a line, of a run that is stopped, goes on and fails."""
+    """Neither to a file nor to the terminal, by a run that finishes and one that fails."""
     canary = "canary-3f9a1c"
     environment = {"WANDB_API_KEY": canary * 4, "HF_TOKEN": canary, "WANDB_MODE": "offline"}
     out = tmp_path / "out"

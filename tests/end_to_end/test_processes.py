@@ -5,18 +5,21 @@ import json
 import pytest
 import sklearn.metrics
 from conftest import pairs, read_metrics, run_script, write_csv
-from test_training import assert_same_course
+from runs import assert_same_course, run
 
-from lib.cli.parsing import parse_arguments
-from train_mrpc import main
+pytestmark = pytest.mark.processes
 
 VALIDATION_ROWS = 408
 
 
 @pytest.fixture(scope="module")
-def runs(flags, run_on, tmp_path_factory):
-    """Folders of runs by name: training by (processes, accumulation), evaluation by batch."""
+def runs(flags, once, run_on, tmp_path_factory):
+    """Folders of runs by name: training by (processes, accumulation), evaluation by batch.
+
+    Resumed ones are named after the processes before and after.
+    """
     folder = tmp_path_factory.mktemp("runs")
+    (folder / "1x1").symlink_to(once)
     many = write_csv(folder / "many.csv", pairs(VALIDATION_ROWS, 21))
 
     def training(name, *more):
@@ -27,20 +30,36 @@ def runs(flags, run_on, tmp_path_factory):
         size = f"--per_device_eval_batch_size={batch}"
         return [*flags, f"--output_dir={folder / name}", *data, size]
 
-    plans = {
-        1: [training("1x1"), evaluation("1-7", 7), evaluation("1-32", 32)],
-        2: [
-            training("2x1"),
-            training("2x2", "--gradient_accumulation_steps=2"),
-            evaluation("2-7", 7),
-            evaluation("2-32", 32),
-        ],
-        3: [training("3x1"), evaluation("3-7", 7), evaluation("3-32", 32)],
-    }
-    for arguments in plans[1]:
-        main(parse_arguments(arguments))
-    run_on(2, *plans[2])
-    run_on(3, *plans[3])
+    def interrupted(name):
+        return training(name, "--checkpointing_steps=3")
+
+    def resumed(name, source):
+        return training(name, f"--resume_from_checkpoint={folder / source / 'step_3'}")
+
+    run(evaluation("1-7", 7), folder / "1-7")
+    run(evaluation("1-32", 32), folder / "1-32")
+    run(interrupted("1"), folder / "1")
+    run_on(
+        2,
+        training("2x1", "--report_to=wandb"),
+        training("2x2", "--gradient_accumulation_steps=2"),
+        evaluation("2-7", 7),
+        evaluation("2-32", 32),
+        interrupted("2"),
+        resumed("1 to 2", "1"),
+    )
+    run_on(
+        3,
+        training("3x1", "--report_to=wandb"),
+        evaluation("3-7", 7),
+        evaluation("3-32", 32),
+        interrupted("3"),
+        resumed("1 to 3", "1"),
+        resumed("2 to 3", "2"),
+    )
+    for source in ("2", "3"):
+        name = f"{source} to 1"
+        run(resumed(name, source), folder / name)
     return folder
 
 
@@ -90,32 +109,15 @@ def predictions(folder, split):
     return [json.loads(line) for line in lines]
 
 
-def test_a_run_goes_on_with_another_number_of_processes(flags, runs, run_on, tmp_path):
+@pytest.mark.parametrize("name", ["1 to 2", "1 to 3", "2 to 1", "2 to 3", "3 to 1"])
+def test_resumes_on_another_number_of_processes(runs, name):
     """The same batches and learning rates, update by update, and the same weights."""
-
-    def arguments(name, *more):
-        return [*flags, f"--output_dir={tmp_path / name}", *more]
-
-    every = "--checkpointing_steps=3"
-    main(parse_arguments(arguments("one", every)))
-    run_on(2, arguments("two", every))
-    source = {
-        name: f"--resume_from_checkpoint={tmp_path / name / 'step_3'}" for name in ("one", "two")
-    }
-    main(parse_arguments(arguments("2 to 1", "--checkpointing_steps=epoch", source["two"])))
-    for number in (2, 3):
-        run_on(number, arguments(f"1 to {number}", "--checkpointing_steps=epoch", source["one"]))
-    for name in ("2 to 1", "1 to 2", "1 to 3"):
-        assert_same_course(tmp_path / name, runs / "1x1")
+    assert_same_course(runs / name, runs / "1x1")
 
 
-def test_rows_are_tokenized_once_for_both_processes(flags, tmp_path):
-    environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    arguments = [*flags, f"--output_dir={tmp_path / 'out'}", "--max_train_steps=1"]
-    done = run_script(arguments, num_processes=2, environment=environment)
-    assert done.returncode == 0, done.stderr
-    caches = sorted(path.name for path in (tmp_path / "cache").rglob("mapped/*/*.arrow"))
-    assert caches == ["train.arrow", "validation.arrow"]
+@pytest.mark.parametrize("name", ["2x1", "3x1"])
+def test_several_processes_are_one_wandb_run(runs, name):
+    assert len(list((runs / name / "wandb").glob("offline-run-*"))) == 1
 
 
 def test_an_error_is_printed_once_and_ends_all_processes(flags, tmp_path):

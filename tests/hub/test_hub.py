@@ -21,14 +21,14 @@ def endpoint(server):
     return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_a_hub_that_answers_is_used(environment):
+def test_stays_online_if_the_hub_answers(environment):
     with socket.create_server(("127.0.0.1", 0)) as server:
         environment.setenv("HF_ENDPOINT", endpoint(server))
         go_offline_if_unreachable("some/model", None, "some/data")
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_without_a_hub_what_is_cached_is_used(environment, bert, tmp_path, capsys):
+def test_uses_the_cache_without_a_hub(environment, bert, tmp_path, capsys):
     environment.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     (tmp_path / "some___data").mkdir()
     go_offline_if_unreachable(str(bert), None, "some/data")
@@ -36,25 +36,26 @@ def test_without_a_hub_what_is_cached_is_used(environment, bert, tmp_path, capsy
     assert "the hub does not answer: using what is cached" in capsys.readouterr().err
 
 
-def test_without_hub_and_cache_the_remedy_is_named(environment, bert):
+def test_names_the_remedy_without_hub_and_cache(environment, bert):
     environment.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(InputError, match="some/data is neither.*the same command with --dry_run"):
         go_offline_if_unreachable(str(bert), None, "some/data")
 
 
-def test_folders_ask_nobody(environment, bert, tmp_path):
+def test_folders_send_no_request(environment, bert, tmp_path):
     environment.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     go_offline_if_unreachable(str(bert), None, str(tmp_path))
     go_offline_if_unreachable(str(bert), None, None)
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub():
+def test_a_missing_folder_is_no_name_on_the_hub():
     with pytest.raises(InputError, match="--model_name_or_path ./gone: no such folder"):
         go_offline_if_unreachable("./gone", None, None)
 
 
-def test_a_model_in_the_hubs_cache_is_loaded(flags, bert, tmp_path, monkeypatch):
+@pytest.mark.processes
+def test_loads_a_model_from_the_cache_of_the_hub(flags, bert, tmp_path, monkeypatch):
     """The real loading by name, from a cache laid out as the hub's."""
     revision = "0" * 40
     snapshot = tmp_path / "hub" / "models--some--bert" / "snapshots" / revision

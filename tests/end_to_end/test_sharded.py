@@ -1,11 +1,11 @@
 """FSDP2 for real on two gloo processes: each has a part of the weights and moments (DTensors)."""
 
-from test_training import assert_same_course, once, run  # noqa: F401
+import pytest
+from runs import assert_same_course, run
 
 
-def test_shards_take_the_same_course_and_checkpoints_fit_any_way(
-    flags, once, run_on, tmp_path  # noqa: F811
-):  # fmt: skip
+@pytest.mark.processes
+def test_sharded_runs_take_the_same_course_and_share_checkpoints(flags, once, run_on, tmp_path):
     """Sharded; from shards to one process; and from one process to shards."""
     epoch, three = "--checkpointing_steps=epoch", "--checkpointing_steps=3"
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"

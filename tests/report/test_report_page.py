@@ -390,7 +390,8 @@ def browse(page, folder, width):
 
 
 @pytest.mark.parametrize("width", [1200, 500])
-def test_a_browser_renders_the_page_and_has_nothing_to_complain_of(finished, tmp_path, width):
+@pytest.mark.processes
+def test_a_browser_renders_the_page_without_a_complaint(finished, tmp_path, width):
     """Whatever the page asked for, its policy would refuse, and the console would tell."""
     image, console = browse(finished[0] / "report" / "index.html", tmp_path, width)
     assert console == []
@@ -399,6 +400,7 @@ def test_a_browser_renders_the_page_and_has_nothing_to_complain_of(finished, tmp
     assert len(image.getcolors(1 << 24)) > 500
 
 
+@pytest.mark.processes
 def test_a_browser_would_complain_of_a_script_and_of_a_request(finished, tmp_path):
     """So the test above sees what it looks for."""
     page = (finished[0] / "report" / "index.html").read_text()

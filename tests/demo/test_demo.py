@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from lib.demo import corpus, generator
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

@@ -7,56 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
-import yaml
+from compared_runs import LABELS, make_run, wrong_in
 from conftest import ROOT
 
 from lib.cli.parsing import parse_arguments
 from lib.compare.__main__ import main
 from lib.compare.significance import (
-    difference_of_means,
-    score_covariances,
     standard_error_of_share,
-    summarize,
 )
 from lib.data.tasks import TASKS
-from lib.report.predictions import write_predictions
 from lib.training import metrics
 from train_mrpc import main as train
-
-LABELS = np.array([1, 1, 1, 0, 0, 1, 1, 1, 0, 0])
-
-
-def wrong_in(*rows, labels=LABELS):
-    """Predictions that are wrong in some rows only."""
-    predictions = labels.copy()
-    predictions[list(rows)] = 1 - predictions[list(rows)]
-    return predictions
-
-
-def make_run(folder, predictions, *, labels=LABELS, seed=0, fingerprint="f" * 64, **config):
-    """Write what `lib.compare` reads of a finished run, as a run writes it."""
-    (folder / "predictions").mkdir(parents=True)
-    config = {"task_name": "mrpc", "max_predict_samples": None, "seed": seed, **config}
-    task = TASKS[config["task_name"]]
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    results = metrics.compute(task.metrics, predictions, labels)
-    results |= {"loss": 1 - results[task.metrics[0]], "num_rows": len(labels)}
-    results[f"{task.metrics[0]}_ci95"] = [0.1, 0.9]
-    if task.labels and np.ptp(predictions) == 0:
-        results["collapsed_to"] = task.labels[predictions[0]]
-    results = {f"eval_{name}": value for name, value in results.items()}
-    (folder / "all_results.json").write_text(json.dumps(results))
-    manifest = {"data_fingerprint": fingerprint, "train_examples_per_second": 10.0 + seed}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    logits = predictions[:, None].astype(float)
-    if task.labels:
-        # Probabilities that differ from seed to seed, as those of runs do.
-        logits = np.eye(len(task.labels))[predictions] * (1 + 0.01 * seed)
-    write_predictions(
-        folder / "predictions" / f"{task.validation[0]}.jsonl", logits, labels, task.labels
-    )
-    return str(folder)
 
 
 @pytest.fixture
@@ -447,118 +408,3 @@ def test_nothing_heavy_is_imported(sets):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-
-
-# ---------------------------------------------------------------------------- statistics
-
-
-def test_covariances_over_rows_are_those_of_means():
-    # Accuracy is a mean, so its covariance over samples is that of the rows over their number.
-    generator = np.random.default_rng(0)
-    references = generator.integers(2, size=100)
-    predictions = np.where(generator.random((3, 100)) < 0.8, references, 1 - references)
-    found = score_covariances(["accuracy"], predictions, references, seed=0)["accuracy"]
-    expected = np.cov(predictions == references, ddof=0) / 100
-    assert found == pytest.approx(expected, abs=0.05 * expected.max())
-
-
-def test_without_row_noise_the_test_equals_welch():
-    a, b = np.array([0.80, 0.82, 0.84]), np.array([0.70, 0.75, 0.76, 0.81])
-    found = difference_of_means(a, b, np.zeros((7, 7)))
-    expected = scipy.stats.ttest_ind(a, b, equal_var=False)
-    assert found.p_value == pytest.approx(expected.pvalue)
-    assert found.degrees_of_freedom == pytest.approx(expected.df)
-    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
-
-
-def test_parts_of_the_variance_by_hand():
-    # Variances of 4, covariances of 1 within a set and of 0.5 between: rows alone give runs of
-    # a set a variance of 4 - 1 = 3, their mean of three 1, and the sets 1 + 1 - 2 * 0.5 = 1 more.
-    covariance = np.full((6, 6), 0.5)
-    covariance[:3, :3] = covariance[3:, 3:] = 1
-    np.fill_diagonal(covariance, 4)
-    same = difference_of_means(np.full(3, 0.8), np.full(3, 0.7), covariance)
-    assert same.standard_error == pytest.approx((1 + 1 + 1) ** 0.5)
-    assert same.degrees_of_freedom == pytest.approx(3**2 / (1 / 2 + 1 / 2))
-    # Runs of A further apart than their rows explain: 16 / 3 instead of 1.
-    apart = difference_of_means(np.array([-4.0, 0, 4]), np.full(3, 0.7), covariance)
-    assert apart.standard_error == pytest.approx((16 / 3 + 1 + 1) ** 0.5)
-
-
-def test_two_models_are_compared_row_by_row():
-    # Right and wrong in the same rows but for one of ten: the variance is that of one row.
-    a, b = wrong_in(0), wrong_in(0, 1)
-    covariance = score_covariances(["accuracy"], np.stack([a, b]), LABELS, seed=0)["accuracy"]
-    found = difference_of_means(np.array([0.9]), np.array([0.8]), covariance)
-    assert found.standard_error == pytest.approx((0.1 * 0.9 / 10) ** 0.5, rel=0.05)
-    assert found.distinguishable is None
-
-
-def test_identical_scores_do_not_differ():
-    found = difference_of_means(np.full(3, 0.7), np.full(3, 0.7), np.zeros((6, 6)))
-    assert (found.p_value, found.distinguishable) == (1, False)
-
-
-def test_summary_by_hand():
-    found = summarize([1.0, 2.0, 3.0, 4.0])
-    # Student's t for three degrees of freedom: 3.182; sd: sqrt(5 / 3).
-    assert found.interval == pytest.approx((2.5 - 2.054, 2.5 + 2.054), abs=1e-3)
-    assert summarize([1.0, 2.0, 3.0, 4.0], (1, 4)).interval == (1, 4)
-
-
-NUM_ROWS = 200
-
-
-def simulated(generator, sizes, *, seeds, rows, recipes, better=0.0):
-    """Simulate runs of two recipes, equal in expectation if `better` is 0, and test them.
-
-    A run predicts a row correctly if a sum of normal deviates is positive: the easiness of the row
-    (standard deviation `rows`, for both recipes), one for each row and recipe (`recipes`), one for
-    each seed (`seeds`, for all its rows), and one for each prediction (1).
-    """
-    labels = generator.random(NUM_ROWS) < 0.68
-    easiness = 1 + generator.normal(0, rows, NUM_ROWS)
-    right = np.concatenate(
-        [
-            easiness
-            + shift
-            + generator.normal(0, recipes, NUM_ROWS)
-            + generator.normal(0, seeds, (size, 1))
-            + generator.normal(0, 1, (size, NUM_ROWS))
-            > 0
-            for size, shift in zip(sizes, (better, 0.0), strict=True)
-        ]
-    )
-    predictions, labels = np.where(right, labels, ~labels).astype(int), labels.astype(int)
-    names = ["accuracy", "f1"]
-    covariance = score_covariances(
-        names, predictions, labels, seed=int(generator.integers(2**32)), num_resamples=200
-    )["combined_score"]
-    ones = np.ones((1, NUM_ROWS))
-    scores = metrics.resampled_scores(names, predictions, labels, ones)["combined_score"][0]
-    return difference_of_means(scores[: sizes[0]], scores[sizes[0] :], covariance).distinguishable
-
-
-SITUATIONS = {
-    "only rows": {"seeds": 0.0, "rows": 1.5, "recipes": 0.0},
-    "seeds differ a little": {"seeds": 0.15, "rows": 1.5, "recipes": 0.0},
-    "seeds differ much": {"seeds": 0.5, "rows": 1.5, "recipes": 0.0},
-    "recipes are good at other rows": {"seeds": 0.0, "rows": 1.0, "recipes": 1.0},
-}
-
-
-@pytest.mark.parametrize("sizes", [(3, 3), (3, 5), (5, 5)], ids=str)
-@pytest.mark.parametrize("situation", SITUATIONS)
-def test_equal_recipes_are_called_different_at_most_as_often_as_stated(situation, sizes):
-    generator = np.random.default_rng(0)
-    trials = 300
-    different = sum(simulated(generator, sizes, **SITUATIONS[situation]) for _ in range(trials))
-    # A test with an error rate of 5% is above this bound once in a thousand.
-    assert different <= scipy.stats.binom.ppf(0.999, trials, 0.05)
-
-
-def test_a_real_difference_is_found():
-    generator = np.random.default_rng(0)
-    situation = SITUATIONS["seeds differ a little"]
-    found = sum(simulated(generator, (5, 5), **situation, better=0.6) for _ in range(50))
-    assert found >= 40

@@ -1,4 +1,4 @@
-"""One process is gone: the others end soon, say which, and a restart goes on by itself."""
+"""A process is gone: the others end soon and name it, and a restart resumes by itself."""
 
 import os
 import shutil
@@ -21,8 +21,10 @@ from conftest import (
 
 from lib.distributed.heartbeat import lost_message
 
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("interrupted")]
 
-def test_a_killed_process_is_named(long_flags, tmp_path):
+
+def test_names_a_killed_process(long_flags, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
     processes = start_two(arguments_of(long_flags, folder), log)
     wait_for(lambda: last_update(folder) > 20)
@@ -33,7 +35,7 @@ def test_a_killed_process_is_named(long_flags, tmp_path):
     assert printed.count(f"error: lost rank 1 ({socket.gethostname()})") == 1
 
 
-def test_a_process_that_is_silent_counts_as_lost(long_flags, tmp_path):
+def test_a_silent_process_counts_as_lost(long_flags, tmp_path):
     """Stopped, it neither answers nor closes its connections, like one behind a cut link."""
     folder, log = tmp_path / "out", tmp_path / "log"
     processes = start_two([*arguments_of(long_flags, folder), "--peer_timeout=6"], log)
@@ -49,12 +51,12 @@ def test_a_process_that_is_silent_counts_as_lost(long_flags, tmp_path):
     assert "silent for 6 s" in printed
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_max_restarts_resumes_from_the_newest_checkpoint(long_flags, whole, tmp_path, rank):
+def test_max_restarts_resumes_from_the_newest_checkpoint(long_flags, whole, tmp_path):
+    """After the death of rank 0, and of rank 1."""
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = [*arguments_of(long_flags, folder), "--overwrite_output_dir"]
     launcher = start_script(arguments, num_processes=2, log=log, options=["--max_restarts=2"])
-    for number in (40, 120):
+    for rank, number in enumerate((40, 120)):
         wait_for(lambda: last_update(folder) > number)  # noqa: B023
         os.kill(workers(launcher.pid)[rank], signal.SIGKILL)
     assert launcher.wait(120) == 0, log.read_text()
@@ -64,7 +66,7 @@ def test_max_restarts_resumes_from_the_newest_checkpoint(long_flags, whole, tmp_
 
 @pytest.fixture
 def machines():
-    """Two network namespaces that are joined by a virtual cable."""
+    """Two network namespaces that a virtual cable connects."""
     if shutil.which("ip") is None or os.getuid() != 0:
         pytest.skip("network namespaces need iproute2's ip, and root")
     names = [f"mrpc{os.getpid()}{letter}" for letter in "ab"]
@@ -87,8 +89,8 @@ def machines():
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-def test_the_link_between_two_machines_is_cut(long_flags, whole, machines, tmp_path):
-    """Each side ends by itself and names the other; with the link back, the run is finished."""
+def test_a_cut_link_between_two_machines_ends_both_sides(long_flags, whole, machines, tmp_path):
+    """Each side names the other; with the link back, the same command finishes the run."""
     folder, log = tmp_path / "out", tmp_path / "log"
     arguments = [*arguments_of(long_flags, folder), "--peer_timeout=6"]
     processes = start_two(arguments, log, machines=machines)
@@ -105,7 +107,7 @@ def test_the_link_between_two_machines_is_cut(long_flags, whole, machines, tmp_p
 
 
 def start_two(arguments, log, machines=None):
-    """Two processes without a launcher, as srun starts them."""
+    """Start two processes without a launcher, as srun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,0 +1,129 @@
+"""Tokenized once, cached, and known by a fingerprint of the rows."""
+
+import shutil
+from functools import partial
+
+import datasets
+import pytest
+from row_files import ROWS, load, write
+from transformers import AutoTokenizer
+
+from lib.data import sources, splits
+from lib.data.splits import load_splits
+from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
+from lib.demo.corpus import MODEL_DIR
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL_DIR)
+
+
+def tokenize(splits, tokenizer, max_length):
+    """As the script does it."""
+    columns = list(splits.task.columns)
+    return splits.map(
+        partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=max_length),
+        batched=True,
+        with_indices=True,
+        remove_columns=columns,
+        cache_key=tokenizer_key(tokenizer, max_length=max_length),
+    )
+
+
+def test_tokenized_rows_are_numbered_and_not_padded(files, tokenizer):
+    splits = load(files["train"], files["validation"])
+    tokenized = tokenize(splits, tokenizer, max_length=64)
+    assert model_columns(tokenized.train) == ["input_ids", "token_type_ids", "attention_mask"]
+    first = splits.train[0]
+    expected = tokenizer(first["sentence1"], first["sentence2"])["input_ids"]
+    assert tokenized.train[0]["input_ids"] == expected
+    assert tokenized.train["row"][:] == list(range(len(splits.train)))
+    assert row_lengths(tokenized.train).tolist() == [
+        len(ids) for ids in tokenized.train["input_ids"]
+    ]
+    assert len(set(row_lengths(tokenized.train).tolist())) > 1
+
+
+def test_long_rows_are_truncated(files, tokenizer):
+    splits = load(files["train"], files["validation"])
+    assert max(row_lengths(tokenize(splits, tokenizer, max_length=10).train)) == 10
+
+
+def test_tokenized_once_and_cached(files, tokenizer, monkeypatch):
+    splits = load(files["train"], files["validation"])
+    tokenize(splits, tokenizer, max_length=40)
+    tokenizer("something else", padding="max_length", max_length=7)  # changes the tokenizer's state
+    monkeypatch.setattr(
+        type(tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenized a second time")
+    )
+    tokenize(load(files["train"], files["validation"]), tokenizer, max_length=40)
+
+
+def test_a_broken_off_tokenization_is_not_taken_for_whole(files, tokenizer, monkeypatch):
+    monkeypatch.setattr(splits, "ROWS_PER_BATCH", 10)
+    loaded = load(files["train"], files["validation"])
+    calls = []
+    encode = type(tokenizer).__call__
+
+    def killed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(loaded, tokenizer, max_length=41)
+    assert tokenize(loaded, tokenizer, max_length=41).train["row"][:] == list(range(53))
+
+
+def test_a_cached_start_reads_no_text(files, tokenizer, monkeypatch):
+    def start():
+        loaded = load(files["train"], files["validation"])
+        return loaded.fingerprint(), tokenize(loaded, tokenizer, max_length=42).train[0]
+
+    first = start()
+    monkeypatch.setattr(splits, "_values_as_bytes", lambda _: pytest.fail("read the texts again"))
+    monkeypatch.setattr(sources, "_READERS", {})
+    assert start() == first
+
+
+def test_the_fingerprint_follows_the_contents(tmp_path):
+    one = load(write(tmp_path, "csv", ROWS))
+    (tmp_path / "moved").mkdir()
+    for ending in ("csv", "jsonl", "json", "parquet"):
+        other = load(write(tmp_path / "moved", ending, ROWS))
+        assert one.fingerprint() == other.fingerprint(), ending
+    changed = [dict(row) for row in ROWS]
+    changed[0] |= {"sentence1": "a", "sentence2": "bc, d"}  # the same characters, cut elsewhere
+    for rows in (
+        ROWS[::-1],
+        ROWS[:2],
+        changed,
+        [{**row, "label": 1 - row["label"]} for row in ROWS],
+    ):
+        assert one.fingerprint() != load(write(tmp_path, "csv", rows)).fingerprint()
+
+
+def test_the_fingerprint_does_not_depend_on_how_rows_are_stored(tmp_path, monkeypatch):
+    whole = load(write(tmp_path, "csv", ROWS)).fingerprint()
+    more = load(write(tmp_path, "csv", [*ROWS, *ROWS]))
+    assert more.first(train=3, validation=3, test=None).fingerprint() == whole
+    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(sources, "READER_VERSION", "of this test")
+    assert load(write(tmp_path, "csv", ROWS)).fingerprint() == whole
+
+
+def test_saved_rows_of_one_origin_and_other_content_are_told_apart(tmp_path):
+    """A function given to `Dataset.map` may have read a file that has changed since."""
+    fingerprints, contents = set(), set()
+    for rows in (ROWS, ROWS[::-1]):
+        split = datasets.Dataset(datasets.Dataset.from_list(rows).data, fingerprint="the same")
+        shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+        datasets.DatasetDict(train=split, validation=split).save_to_disk(str(tmp_path / "saved"))
+        saved = datasets.load_from_disk(str(tmp_path / "saved"))
+        fingerprints.add(saved["train"]._fingerprint)
+        contents.add(load_splits(str(tmp_path / "saved"), task_name="mrpc").fingerprint())
+    assert (len(fingerprints), len(contents)) == (1, 2)
