@@ -5,7 +5,7 @@ import json
 
 import pytest
 from conftest import run_script
-from test_training import run
+from runs import run
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from lib.checkpoints.run_folder import RunFolder
