@@ -24,8 +24,9 @@ SERVER_SECONDS = 5.0
 def lines_on_disk(folder: Path) -> tuple[set[Line], set[Line]]:
     """Return the lines that earlier starts logged offline, and online, from wandb's files."""
     folders, run = _wandb_folder(folder) / "wandb", _known_id(folder)
-    offline = wandb_lines(folders.glob(f"offline-run-*-{run}/run-{run}.wandb"))
-    return offline, wandb_lines(folders.glob(f"run-*-{run}/run-{run}.wandb"))
+    # Folders are named after the second of the start; a second start in it gets the suffix -1.
+    offline = wandb_lines(folders.glob(f"offline-run-*/run-{run}.wandb"))
+    return offline, wandb_lines(folders.glob(f"run-*/run-{run}.wandb"))
 
 
 def init_options(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

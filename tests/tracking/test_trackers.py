@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +20,9 @@ from conftest import ROOT, last_update, read_metrics, run_script, start_script, 
 from runs import run, run_until
 from tracker_files import as_lines, config_of, history, inspect, tensorboard_losses
 
-from lib.tracking.logged_lines import STEP
+from lib.tracking.logged_lines import STEP, key_of, named
 from lib.tracking.trackers import Trackers, tracker_names
-from lib.tracking.wandb_run import run_id
+from lib.tracking.wandb_run import lines_on_disk, run_id
 
 
 @contextlib.contextmanager
@@ -165,6 +166,15 @@ def test_a_run_stopped_twice_is_one_wandb_run_with_each_line_once(tracked, tmp_p
     assert sum(record["type"] == "preempting" for record in records) == 2
     ends = [record["exit"].get("exit_code", 0) for record in records if record["type"] == "exit"]
     assert ends == [75, 75, 0]
+
+
+def test_finds_the_lines_of_a_second_start_within_one_second(offline, tmp_path):
+    """Folders are named after the second of the start; wandb appends -1 to the second one."""
+    folder = shutil.copytree(offline[0], tmp_path / "out")
+    (start,) = (folder / "wandb").glob("offline-run-*")
+    start.rename(f"{start}-1")
+    found, _ = lines_on_disk(folder)
+    assert found == {key_of(named(line)) for line in read_metrics(folder)}
 
 
 def test_each_line_is_once_in_a_wandb_folder_of_the_user(tracked, tmp_path, monkeypatch, capfd):
