@@ -11,7 +11,8 @@ def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or the number of threads on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()} ({threads} thread{'s' * (threads > 1)})"
 
 
 def compiles_shapes(accelerator: Accelerator) -> bool:

@@ -3,7 +3,8 @@
 import math
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,62 +79,46 @@ def describe(
     Args:
         train_loader: the prepared loader of `sampler`.
     """
-    for line in _lines(
-        splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable
-    ):
-        if accelerator.is_main_process:
-            print(line)
-
-
-def _lines(
-    splits: Splits,
-    tokenized: Splits,
-    sampler: MicroBatches,
-    collator: FillingCollator,
-    train_loader: DataLoader[Any],
-    model: nn.Module,
-    accelerator: Accelerator,
-    timetable: Timetable,
-) -> Iterator[str]:
+    say = partial(_say, accelerator)
     plan, max_length = sampler.plan(0), collator.max_length
     for name, rows in splits.all.items():
         unlabeled = pc.sum(pc.equal(rows.data.column("labels"), IGNORED)).as_py()
-        yield _line(
-            name, f"{len(rows):,} rows" + (f", {unlabeled:,} without labels" if unlabeled else "")
-        )
-    yield _line("labels", ", ".join(splits.task.labels) or "a score (regression)")
-    yield _line("model inputs", ", ".join(model_columns(tokenized.train)))
+        say(name, f"{len(rows):,} rows" + (f", {unlabeled:,} without labels" if unlabeled else ""))
+    say("labels", ", ".join(splits.task.labels) or "a score (regression)")
+    say("model inputs", ", ".join(model_columns(tokenized.train)))
     for number, (name, value) in enumerate(splits.train[0].items()):
         text = textwrap.shorten(str(value), 160, placeholder=" ...")
-        yield _line("" if number else "first row", f"{name}: {text}")
+        say("" if number else "first row", f"{name}: {text}")
 
     lengths = row_lengths(tokenized.train)
-    yield _line("token lengths", f"{_listed(lengths[:8].tolist())} (the first training rows)")
+    say("token lengths", f"{_listed(lengths[:8].tolist())} (the first training rows)")
     first = collator([tokenized.train[row] for row in range(min(8, len(lengths)))])
     first.pop("row")
     shapes = [f"{name} {' x '.join(map(str, tensor.shape))}" for name, tensor in first.items()]
-    yield _line("as one batch", ", ".join(shapes))
+    say("as one batch", ", ".join(shapes))
     truncated = int((lengths == max_length).sum())
     if truncated:
-        yield _line(
+        say(
             "truncation",
             f"{truncated:,} training rows have --max_length {max_length} tokens or more",
         )
     shares = padding_shares(lengths, plan, collator)
-    yield _line("padding", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    say("padding", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
 
-    yield _line("updates", f"{len(plan):,} per epoch, {timetable.num_updates:,} in total")
-    yield _line("global batch", f"{plan.sizes.min()} to {plan.sizes.max()} rows")
-    yield _line("micro-batch", f"at most {plan.most_rows} rows")
-    yield _line("processes", f"{accelerator.num_processes}")
-    yield _line("gradient accumulation", f"{accelerator.gradient_accumulation_steps}")
-    yield _line("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")
-    yield _line("device", f"{device_name(accelerator.device)}, precision {precision(accelerator)}")
-    yield _line("one backward pass", _one_pass(train_loader, model, accelerator))
+    say("updates", f"{len(plan):,} per epoch, {timetable.num_updates:,} in total")
+    say("global batch", f"{plan.sizes.min()} to {plan.sizes.max()} rows")
+    say("micro-batch", f"at most {plan.most_rows} rows")
+    say("processes", f"{accelerator.num_processes}")
+    say("gradient accumulation", f"{accelerator.gradient_accumulation_steps}")
+    say("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")
+    say("device", device_name(accelerator.device))
+    say("precision", {"no": "fp32"}.get(precision(accelerator), precision(accelerator)))
+    say("one backward pass", _one_pass(train_loader, model, accelerator))
 
 
-def _line(name: str, value: str) -> str:
-    return f"{name:<{WIDTH}}{value}"
+def _say(accelerator: Accelerator, name: str, value: str) -> None:
+    if accelerator.is_main_process:
+        print(f"{name:<{WIDTH}}{value}")
 
 
 def _listed(numbers: Iterable[int]) -> str:

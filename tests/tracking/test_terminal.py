@@ -84,7 +84,7 @@ def test_a_run_on_a_terminal(flags, files, tmp_path, terminal):
     assert headers[0] == f"train_mrpc: bert0 on train.csv -> {out}"
     assert re.fullmatch(
         r"train_mrpc: bert0 \(0\.0M\) on train\.csv, 53/23/9 rows, 2 classes, 7 updates of 8 rows, "
-        rf"1 x CPU \(1 threads\) -> {re.escape(str(out))}",
+        rf"1 x CPU \(1 thread\) -> {re.escape(str(out))}",
         headers[1],
     )
     assert "loss 0." in screen.text.partition("examples/s")[0], "the loss of the first update"
