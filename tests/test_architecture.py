@@ -47,7 +47,7 @@ def test_imports_between_wings_run_one_way(path):
     assert not wrong, f"{wing} imports {', '.join(sorted(wrong))}"
 
 
-def test_every_wing_says_what_it_is_for():
+def test_every_wing_has_a_docstring():
     for folder in {path.parent for path in SOURCES} - {ROOT / "lib"}:
         tree = ast.parse((folder / "__init__.py").read_text())
         assert ast.get_docstring(tree), folder

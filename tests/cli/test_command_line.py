@@ -1,4 +1,4 @@
-"""What users see when something is wrong: one line, and exit status 2."""
+"""Users see one line for an error, and an exit status."""
 
 import subprocess
 

@@ -40,7 +40,7 @@ def test_batch_sizes(given, expected):
         ((3, None, None, 4), "3 is less than 4 processes x 1 .*= 4"),
     ],
 )
-def test_contradicting_batch_sizes_show_the_arithmetic(given, message):
+def test_the_error_of_contradicting_batch_sizes_shows_the_arithmetic(given, message):
     with pytest.raises(InputError, match=message):
         resolve_batch_sizes(*given)
 
@@ -75,13 +75,13 @@ def test_warmup():
         (["--num_warmup_steps", "9", "--max_train_steps", "5"], "never reach its peak"),
     ],
 )
-def test_bad_flags_are_explained_in_one_line(arguments, message):
+def test_explains_a_bad_flag_in_one_line(arguments, message):
     with pytest.raises(InputError, match=message) as error:
         parse_arguments(arguments)
     assert "\n" not in str(error.value)
 
 
-def test_an_empty_file_and_one_of_an_unknown_kind(tmp_path):
+def test_rejects_an_empty_file_and_one_of_an_unknown_format(tmp_path):
     for name, message in (
         ("a.csv", "a.csv is empty"),
         ("a.txt", "a.txt: its extension does not name a format"),
@@ -103,7 +103,7 @@ def test_flags_are_read_in_every_usual_spelling():
 
 
 # Every flag of transformers' run_glue_no_trainer.py, each with a value of its type.
-PEERS_FLAGS = """
+RUN_GLUE_FLAGS = """
     --task_name mrpc --max_length 128 --pad_to_max_length --model_name_or_path bert
     --use_slow_tokenizer --per_device_train_batch_size 8 --per_device_eval_batch_size 8
     --learning_rate 5e-5 --weight_decay 0.0 --num_train_epochs 3 --max_train_steps 10
@@ -114,12 +114,12 @@ PEERS_FLAGS = """
 """
 
 
-def test_every_flag_of_the_peers_is_taken(files, tmp_path, monkeypatch):
+def test_accepts_every_flag_of_run_glue_no_trainer(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out" / "epoch_0").mkdir(parents=True)
     (tmp_path / "out" / "epoch_0" / "manifest.json").touch()
     paths = ["--train_file", str(files["train"]), "--validation_file", str(files["validation"])]
-    config = parse_arguments(PEERS_FLAGS.split() + paths)
+    config = parse_arguments(RUN_GLUE_FLAGS.split() + paths)
     assert config.num_warmup_steps == 0
     assert config.checkpointing_steps == "epoch"
     assert config.resume_from_checkpoint == "out/epoch_0"
@@ -134,7 +134,7 @@ def test_configuration_reads_back(tmp_path):
     assert (again.learning_rate, again.report_to, again.seed) == (3e-5, ("wandb",), 3)
 
 
-def test_flags_complete_what_a_file_gives(tmp_path, files):
+def test_flags_complete_a_configuration_file(tmp_path, files):
     path = tmp_path / "part.yaml"
     path.write_text(f"train_file: {files['train']}\ncheckpointing_steps: 10\nreport_to: wandb\n")
     arguments = ["--config", str(path), "--validation_file", str(files["validation"])]
@@ -144,7 +144,7 @@ def test_flags_complete_what_a_file_gives(tmp_path, files):
         parse_arguments(arguments[:2])
 
 
-def test_a_token_is_hidden_from_those_who_read_the_command_line():
+def test_hides_a_token_on_the_command_line():
     arguments = ["--seed", "1", "--hub_token", "secret", "--hub-token=secret"]
     hide_token(arguments)
     assert arguments == ["--seed", "1", "--hub_token", "***", "--hub_token=***"]
@@ -181,7 +181,7 @@ def test_every_field_explains_itself_in_help():
 
 
 def test_help_imports_nothing_heavy():
-    """What keeps `--help` under a second."""
+    """So `--help` takes less than a second."""
     code = (
         "import sys, runpy; sys.argv = ['train_mrpc.py', '--help']\n"
         "try: runpy.run_path('train_mrpc.py', run_name='__main__')\n"

@@ -66,7 +66,7 @@ def test_best_loss_is_the_lowest_and_best_speed_the_highest(three, capsys):
     assert figures["train_examples_per_second"]["mean"] == pytest.approx(11)
 
 
-def test_single_run_has_no_interval_and_says_so(three, capsys):
+def test_a_single_run_has_no_interval(three, capsys):
     content = compared(capsys, three[0])
     assert content["sets"]["A"]["figures"]["eval_accuracy"]["interval"] is None
     assert "A is a single run: one seed has no interval." in content["sentences"]
@@ -83,7 +83,7 @@ def test_standard_error_of_the_rows_is_printed(three, capsys):
     assert standard_error_of_share(0.87, 408) == pytest.approx(0.0166, abs=1e-4)
 
 
-def test_collapsed_run_is_named(three, tmp_path, capsys):
+def test_names_a_collapsed_run(three, tmp_path, capsys):
     collapsed = make_run(tmp_path / "run.s3", np.ones(10, int), seed=3)
     content = compared(capsys, *three, collapsed)
     assert content["sets"]["A"]["collapsed"] == {collapsed: "equivalent"}
@@ -154,7 +154,7 @@ def test_difference_far_beyond_the_noise_is_significant(sets, capsys):
     )
 
 
-def test_no_winner_is_named_within_the_noise(three, tmp_path, capsys):
+def test_names_no_winner_within_the_noise(three, tmp_path, capsys):
     others = [
         make_run(tmp_path / f"other.s{seed}", wrong_in(*rows), seed=seed)
         for seed, rows in enumerate(([1], [1, 4], [4, 8]))
@@ -268,14 +268,14 @@ def test_real_runs_are_read(flags, tmp_path, capsys):
 # ---------------------------------------------------------------------------- refusals
 
 
-def test_runs_on_other_data_are_refused(three, tmp_path, capsys):
+def test_rejects_runs_on_other_data(three, tmp_path, capsys):
     other = make_run(tmp_path / "other", wrong_in(7), fingerprint="e" * 64)
     said = error_line(capsys, *three, "--against", other)
     assert other in said
     assert "data_fingerprint eeeeeeee and ffffffff" in said
 
 
-def test_same_seed_twice_is_refused(three, tmp_path, capsys):
+def test_rejects_the_same_seed_twice(three, tmp_path, capsys):
     """On another machine the last digits differ, but the seed is the same draw."""
     again = make_run(tmp_path / "again", wrong_in(7), seed=2)
     assert f"{again} has the recipe and the seed of {three[2]}" in error_line(capsys, *three, again)
@@ -296,7 +296,7 @@ def test_number_of_test_rows_does_not_matter(three, tmp_path, capsys):
     assert content["sets"]["A"]["recipes_differ_in"] == []
 
 
-def test_other_rows_labels_or_tasks_are_refused(three, tmp_path, capsys):
+def test_rejects_other_rows_labels_or_tasks(three, tmp_path, capsys):
     short = make_run(tmp_path / "short", LABELS[:8], labels=LABELS[:8])
     assert "8 and 10 validation rows" in error_line(capsys, three[0], short)
     labels = wrong_in(4)
@@ -306,7 +306,7 @@ def test_other_rows_labels_or_tasks_are_refused(three, tmp_path, capsys):
     assert "tasks mrpc and rte" in error_line(capsys, three[0], "--against", rte)
 
 
-def test_unfinished_runs_are_refused(three, tmp_path, capsys):
+def test_rejects_unfinished_runs(three, tmp_path, capsys):
     status = tmp_path / "run.s0" / "status.json"
     status.write_text('{"status": "preempted", "update": 3}')
     assert "not finished (its status is 'preempted')" in error_line(capsys, *three)
@@ -317,7 +317,7 @@ def test_unfinished_runs_are_refused(three, tmp_path, capsys):
     assert "run.s1: the run is not finished (it has no manifest.json)" in error_line(capsys, *three)
 
 
-def test_folders_without_a_readable_run_are_refused(three, tmp_path, capsys):
+def test_rejects_folders_without_a_readable_run(three, tmp_path, capsys):
     assert "no such folder" in error_line(capsys, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "has no config.yaml" in error_line(capsys, tmp_path / "empty")
@@ -332,7 +332,7 @@ def test_folders_without_a_readable_run_are_refused(three, tmp_path, capsys):
     assert "all_results.json cannot be read" in error_line(capsys, *three[1:])
 
 
-def test_same_run_twice_is_refused(three, tmp_path, capsys):
+def test_rejects_the_same_run_twice(three, tmp_path, capsys):
     assert "given twice" in error_line(capsys, *three, "--against", three[1])
     copy = make_run(tmp_path / "copy", wrong_in(0), seed=0)
     assert "a copy of the same run" in error_line(capsys, three[0], copy)

@@ -72,7 +72,7 @@ def plain_plan(lengths, *, seed, epoch, batch_size, num_micro_batches, length_gr
     ("num_rows", "batch_size", "num_micro_batches"),
     [(3668, 32, 1), (3668, 16, 4), (3668, 1, 1), (57, 8, 3), (5, 8, 6), (1, 1, 1)],
 )
-def test_the_order_is_that_of_a_plain_restatement(
+def test_the_order_equals_a_plain_implementation(
     num_rows, batch_size, num_micro_batches, length_grouping
 ):
     for epoch in range(3):
@@ -109,7 +109,7 @@ def test_micro_batches_differ_by_one_row_and_few_tokens():
         assert max(means) - min(means) < 8
 
 
-def test_the_same_rows_form_a_batch_on_any_number_of_processes():
+def test_batches_are_the_same_on_any_number_of_processes():
     alone = [sorted(rows) for batch in plan() for rows in batch]
     shared = [sorted(flat([batch])) for batch in plan(num_micro_batches=6)]
     assert alone == shared
@@ -121,7 +121,7 @@ def test_order_follows_from_seed_and_epoch():
     assert plan() != plan(seed=2)
 
 
-def test_batches_are_not_the_same_company_every_epoch():
+def test_batches_hold_other_rows_every_epoch():
     first, second = ({frozenset(rows) for b in plan(epoch=epoch) for rows in b} for epoch in (0, 1))
     assert not first & second
 
@@ -205,7 +205,7 @@ def test_an_epoch_is_planned_once():
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_accelerate_deals_batches_of_any_size_round_robin(num_processes):
-    """What the sampler relies on; would notice if `BatchSamplerShard` changed."""
+    """The sampler relies on it; fails if `BatchSamplerShard` changes."""
     from accelerate.data_loader import prepare_data_loader
 
     lengths = LENGTHS[:53]

@@ -1,4 +1,4 @@
-"""Rows from files, folders and the hub: what is read, and which errors name what is wrong."""
+"""Rows from files, folders and the hub, and the errors that name a bad row."""
 
 import datasets
 import pyarrow
@@ -65,7 +65,7 @@ def test_a_task_gives_files_its_labels_and_metrics(tmp_path):
     assert splits.train["labels"][:] == [1]
 
 
-def test_labels_may_miss_in_the_test_split(tmp_path):
+def test_labels_may_be_missing_in_the_test_split(tmp_path):
     train = write(tmp_path, "csv", ROWS)
     test = write_csv(tmp_path / "test.csv", [{"sentence1": "p", "sentence2": "q"}])
     assert load(train, test=test).test["test"]["labels"][:] == [IGNORED]
@@ -87,7 +87,7 @@ def test_later_rows_may_have_decimals_and_more_columns(tmp_path, monkeypatch):
     assert train["labels"][:] == [1.0, 2.0, 2.5, 3.0, 4.0]
 
 
-def test_a_value_of_another_kind_is_found_in_a_later_batch(tmp_path, monkeypatch):
+def test_finds_a_value_of_another_type_in_a_later_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
     rows = [{"text": "x", "label": label} for label in (None, 1, 2, 3, "four")]
     with pytest.raises(InputError, match="row 5: label is 'four', and in the rows before 1:"):
@@ -104,7 +104,7 @@ def test_text_of_polars_is_text(tmp_path, kind):
     assert train[:] == {"text": ["a", "b"], "labels": [1, 0]}
 
 
-def test_a_file_that_could_not_be_read_whole_is_read_again(tmp_path, monkeypatch):
+def test_rereads_a_file_that_failed_half_way(tmp_path, monkeypatch):
     """The rows before the fault were already converted."""
     monkeypatch.setattr(sources, "ROWS_PER_BATCH", 1)
     path = tmp_path / "rows.csv"
@@ -180,7 +180,7 @@ def test_validation_labels_must_be_known_from_training(tmp_path):
         load(train, other)
 
 
-def test_a_number_is_no_position_among_names_of_the_users_own(tmp_path):
+def test_a_number_is_no_index_of_the_users_label_names(tmp_path):
     train = write_csv(tmp_path / "train.csv", [{"text": "x", "label": n} for n in ("no", "yes")])
     other = write_csv(tmp_path / "dev.csv", [{"text": "x", "label": n} for n in (0, 1)])
     with pytest.raises(
@@ -189,7 +189,7 @@ def test_a_number_is_no_position_among_names_of_the_users_own(tmp_path):
         load(train, other)
 
 
-def test_a_column_is_text_or_label_and_not_both(tmp_path):
+def test_a_column_is_text_or_label(tmp_path):
     path = write_csv(tmp_path / "rows.csv", ROWS)
     for more in ({"label_column": "sentence1"}, {"text_columns": ("sentence1", "sentence1")}):
         with pytest.raises(InputError, match="must differ"):
@@ -271,13 +271,13 @@ def test_the_named_columns_are_read_from_every_source(source):
         ({"label_column": "stars"}, "no column stars .found: .*; name yours with --label_column"),
     ],
 )
-def test_a_column_that_no_source_has_is_named(source, columns, remedy):
+def test_names_a_column_that_the_source_lacks(source, columns, remedy):
     with pytest.raises(InputError, match=remedy) as error:
         load_splits(source, task_name="mrpc", **columns)
     assert "sentence1, sentence2, label, reversed" in str(error.value)
 
 
-def test_the_script_reads_the_named_columns_of_the_demo(tmp_path, capsys):
+def test_the_demo_takes_named_columns(tmp_path, capsys):
     flags = ["--demo", "--dry_run", "--max_train_samples=8", f"--output_dir={tmp_path / 'out'}"]
     main(parse_arguments([*flags, "--text_columns", "sentence2"]))
     printed = capsys.readouterr().out

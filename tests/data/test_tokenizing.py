@@ -1,4 +1,4 @@
-"""Tokenized once, cached, and known by a fingerprint of the rows."""
+"""Rows are tokenized once, cached, and identified by a fingerprint."""
 
 import shutil
 from functools import partial
@@ -61,7 +61,7 @@ def test_tokenized_once_and_cached(files, tokenizer, monkeypatch):
     tokenize(load(files["train"], files["validation"]), tokenizer, max_length=40)
 
 
-def test_a_broken_off_tokenization_is_not_taken_for_whole(files, tokenizer, monkeypatch):
+def test_repeats_an_interrupted_tokenization(files, tokenizer, monkeypatch):
     monkeypatch.setattr(splits, "ROWS_PER_BATCH", 10)
     loaded = load(files["train"], files["validation"])
     calls = []
@@ -123,7 +123,7 @@ def test_the_fingerprint_does_not_depend_on_how_rows_are_stored(tmp_path, monkey
     assert load(write(tmp_path, "csv", ROWS)).fingerprint() == whole
 
 
-def test_saved_rows_of_one_origin_and_other_content_are_told_apart(tmp_path):
+def test_the_fingerprint_tells_saved_rows_of_one_origin_apart(tmp_path):
     """A function given to `Dataset.map` may have read a file that has changed since."""
     fingerprints, contents = set(), set()
     for rows in (ROWS, ROWS[::-1]):

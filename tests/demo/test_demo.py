@@ -130,7 +130,7 @@ def test_word_overlap_hardly_separates_the_labels() -> None:
     assert overlaps[1][0] < 0.25
 
 
-def test_written_corpus_reads_back_and_is_left_alone(tmp_path: Path) -> None:
+def test_writes_the_corpus_once_and_reads_it_back(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     folder = corpus.write_corpus(tmp_path / "corpus")

@@ -120,13 +120,13 @@ def test_several_processes_are_one_wandb_run(runs, name):
     assert len(list((runs / name / "wandb").glob("offline-run-*"))) == 1
 
 
-def test_an_error_is_printed_once_and_ends_all_processes(flags, tmp_path):
+def test_an_error_ends_all_processes_and_is_printed_once(flags, tmp_path):
     done = run_script([*flags, "--max_length=4096", f"--output_dir={tmp_path}"], num_processes=2)
     assert done.returncode != 0
     assert done.stderr.count("train_mrpc.py: error: --max_length 4096 is more than") == 1
 
 
-def test_processes_that_do_not_see_each_other_are_refused(flags, tmp_path, monkeypatch):
+def test_rejects_processes_that_do_not_see_each_other(flags, tmp_path, monkeypatch):
     """As under a multi-GPU launch without a GPU, where Accelerate starts two whole trainings."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

@@ -1,4 +1,4 @@
-"""The real MRPC and a real BERT vocabulary, where they are at hand."""
+"""The real MRPC and a real BERT vocabulary, where they are available."""
 
 import subprocess
 
@@ -17,17 +17,17 @@ pytestmark = pytest.mark.skipif(not MRPC.is_dir(), reason=f"the real MRPC is not
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory):
     if not GET_MINILM.exists():
-        pytest.skip(f"a model with BERT's vocabulary is not to be had: no {GET_MINILM}")
+        pytest.skip(f"a model with BERT's vocabulary is not available: no {GET_MINILM}")
     folder = tmp_path_factory.mktemp("minilm")
     done = subprocess.run([GET_MINILM, folder], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"a model with BERT's vocabulary is not to be had: {done.stderr.strip()}")
+        pytest.skip(f"a model with BERT's vocabulary is not available: {done.stderr.strip()}")
     return folder
 
 
 @pytest.fixture(scope="module")
-def told(minilm):
-    """What `--dry_run` prints with the default batch of 32, by the name of each line."""
+def described(minilm):
+    """The lines of `--dry_run` with the default batch of 32, by their names."""
     import contextlib
     import io
 
@@ -41,33 +41,33 @@ def told(minilm):
     return {line[:23].strip(): line[23:] for line in printed.getvalue().splitlines()}
 
 
-def test_the_data_are_read_as_they_are(told):
-    assert told["train"] == "3,668 rows"
-    assert told["validation"] == "408 rows"
-    assert told["test"] == "1,725 rows, 1,725 without labels"
-    assert told["labels"] == "not_equivalent, equivalent"
+def test_reads_all_rows(described):
+    assert described["train"] == "3,668 rows"
+    assert described["validation"] == "408 rows"
+    assert described["test"] == "1,725 rows, 1,725 without labels"
+    assert described["labels"] == "not_equivalent, equivalent"
 
 
-def test_tokens_and_shapes(told):
+def test_tokens_and_shapes(described):
     """Expected lengths are those of BERT's uncased vocabulary on the first 8 training pairs."""
-    assert told["token lengths"].startswith("50, 59, 47, 67, 59, 50, 62, 32 ")
+    assert described["token lengths"].startswith("50, 59, 47, 67, 59, 50, 62, 32 ")
     for name in ("input_ids", "token_type_ids", "attention_mask"):
-        assert f"{name} 8 x 67" in told["as one batch"]
-    assert "labels 8," in told["as one batch"]
+        assert f"{name} 8 x 67" in described["as one batch"]
+    assert "labels 8," in described["as one batch"]
 
 
-def test_grouping_by_length_leaves_at_most_3_percent_of_padding(told):
-    shares = [float(part.split()[-1].rstrip("%")) for part in told["padding"].split(", ")]
+def test_grouping_by_length_leaves_at_most_3_percent_of_padding(described):
+    shares = [float(part.split()[-1].rstrip("%")) for part in described["padding"].split(", ")]
     _fixed, plain, here = shares
     assert here <= 3
     assert plain == pytest.approx(33, abs=4)
 
 
-def test_updates_and_batches(told):
+def test_updates_and_batches(described):
     # ceil(3668 / 32) = 115 batches of 31 or 32 rows.
-    assert told["updates"].startswith("115 per epoch")
-    assert told["global batch"] == "31 to 32 rows"
-    assert told["processes"] == "1"
+    assert described["updates"].startswith("115 per epoch")
+    assert described["global batch"] == "31 to 32 rows"
+    assert described["processes"] == "1"
 
 
 def test_predictions_in_glues_own_format(dropout_bert, tmp_path):

@@ -1,4 +1,4 @@
-"""The model card: what it says of a run, and that a reader can use the model as it says."""
+"""The model card describes the run, and its snippet runs."""
 
 import contextlib
 import io
@@ -53,7 +53,7 @@ def use(folder, code):
     )
 
 
-def test_the_snippet_runs_as_it_stands_and_takes_texts_longer_than_the_model(finished):
+def test_the_snippet_runs_and_takes_texts_longer_than_the_model(finished):
     folder, *_ = finished
     longer = "classify({'text': 'so ' * 2000, 'text_pair': 'on Monday ' * 2000})"
     done = use(folder, f"{snippet(folder)}\nprint({longer})")
@@ -75,7 +75,7 @@ def test_the_snippet_of_single_sentences_gives_one_text(flags, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_scores_are_those_of_the_file_that_they_were_measured_on(finished):
+def test_scores_name_the_file_they_were_measured_on(finished):
     folder, results, _ = finished
     card = ModelCard.load(folder / "README.md")
     found = {
@@ -92,7 +92,7 @@ def test_scores_are_those_of_the_file_that_they_were_measured_on(finished):
     assert "Test, 9 rows of `test.csv`" in card.text
 
 
-def test_no_directory_of_the_machine_is_in_the_card(finished, files, bert):
+def test_the_card_names_no_directory_of_the_machine(finished, files, bert):
     folder, *_ = finished
     card = (folder / "README.md").read_text()
     for path in (folder.parent, files["train"].parent, bert.parent, Path.home()):
@@ -146,7 +146,7 @@ def test_the_card_shows_the_plots(finished):
         assert (folder / path).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_the_upload_command_survives_blanks_in_the_path(finished):
+def test_the_upload_command_quotes_blanks_in_the_path(finished):
     folder, _, printed = finished
     command = re.search(r"to upload it: (.+)", printed)[1]
     assert shlex.split(command) == ["hf", "upload", "a model", str(folder)]

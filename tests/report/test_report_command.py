@@ -38,8 +38,8 @@ def contents(folder):
     }
 
 
-def test_makes_again_what_the_run_wrote_from_anywhere(flags, files, tmp_path, monkeypatch):
-    """Given by relative paths, and without the data, the report is the same to the byte."""
+def test_remakes_the_report_of_a_run_from_anywhere(flags, files, tmp_path, monkeypatch):
+    """The run used relative paths and its data are gone: the report is the same to the byte."""
     monkeypatch.chdir(tmp_path)
     for name in ("train", "validation"):
         shutil.copy(files[name], tmp_path)
@@ -67,14 +67,14 @@ def test_makes_again_what_the_run_wrote_from_anywhere(flags, files, tmp_path, mo
     assert contents(tmp_path / "elsewhere" / "out") == written
 
 
-def test_the_texts_of_the_rows_shown_are_kept_and_no_others(tmp_path):
+def test_keeps_only_the_texts_of_the_rows_shown(tmp_path):
     lines = [{**LINES[0], "index": row} for row in range(50)]  # every one is a mistake
     folder = write_finished_run(tmp_path / "run", task_of_files(("one",), ("a", "b")), lines)
     assert len(json.loads((folder / "report" / "data.json").read_text())["texts"]) == 20
 
 
 def refusal(capsys, *folders):
-    """The one line on stderr; nothing may have been written."""
+    """Return the only line on stderr, of a call that wrote nothing."""
     before = {folder: contents(folder) for folder in folders if folder.is_dir()}
     assert report_main([str(folder) for folder in folders]) == 2
     printed = capsys.readouterr()
@@ -85,7 +85,7 @@ def refusal(capsys, *folders):
     return printed.err
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path, capsys):
+def test_rejects_a_missing_folder(tmp_path, capsys):
     assert "nowhere: no such folder" in refusal(capsys, tmp_path / "nowhere")
 
 
@@ -100,7 +100,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path, capsys):
         "predictions/validation.jsonl",
     ],
 )
-def test_an_unfinished_or_damaged_folder_is_refused(finished, capsys, name):
+def test_rejects_an_unfinished_or_damaged_folder(finished, capsys, name):
     path = finished / name
     whole = path.read_bytes()
     for damage in (whole[: len(whole) // 2], b"\xff\xfe", b"[]", b"{}", b"3", b""):
@@ -110,7 +110,7 @@ def test_an_unfinished_or_damaged_folder_is_refused(finished, capsys, name):
     assert f"no {path}; run the command of this run again" in refusal(capsys, finished)
 
 
-def test_one_bad_folder_stops_the_others_before_anything_is_written(finished, tmp_path, capsys):
+def test_one_bad_folder_rejects_all_before_writing(finished, tmp_path, capsys):
     (finished / "README.md").write_text("to be replaced")
     (tmp_path / "empty").mkdir()
     refusal(capsys, finished, tmp_path / "empty")

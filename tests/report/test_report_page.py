@@ -1,4 +1,4 @@
-"""What the report says and shows, and that a browser opens it as it is."""
+"""The sentences and plots of the report, which a browser opens as it is."""
 
 import csv
 import re
@@ -249,7 +249,7 @@ def test_f1_names_its_class(tmp_path):
     assert card.count("f1") == card.count(r"f1 of 'yes, \$\_\$ \| b'") == 1
 
 
-def test_says_where_two_texts_have_little_in_common(tmp_path):
+def test_explains_that_two_texts_have_little_in_common(tmp_path):
     names = TASKS["mrpc"].labels
     lines = [line_of(names, 0, (0.1, 0.9))]
     texts = ("Who wrote the novel about whales?", "An entirely different sentence stands here.")
@@ -315,7 +315,7 @@ def finished(flags, files, tmp_path_factory):
     return folder / "out", results
 
 
-def test_a_run_leaves_a_page_that_holds_everything(finished):
+def test_the_page_of_a_run_needs_no_other_file(finished):
     folder, results = finished
     page = Tags((folder / "report" / "index.html").read_text())
     low, high = results["eval_accuracy_ci95"]
@@ -344,7 +344,7 @@ def test_padding_is_that_of_the_runs_batches(finished):
     assert 0 <= share < plain < fixed < 100
 
 
-def test_nothing_of_the_report_is_imported_before_there_is_something_to_report():
+def test_the_script_does_not_import_the_report():
     late = ["matplotlib", "lib.report.card", "lib.report.page.render"]
     code = f"import sys, train_mrpc; print([name for name in {late} if name in sys.modules])"
     done = subprocess.run(
@@ -354,7 +354,7 @@ def test_nothing_of_the_report_is_imported_before_there_is_something_to_report()
 
 
 def browse(page, folder, width):
-    """Open a page in a browser without network; its picture, and what its console says."""
+    """Open a page in a browser without network; return its picture and console lines."""
     from PIL import Image
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -391,8 +391,8 @@ def browse(page, folder, width):
 
 @pytest.mark.parametrize("width", [1200, 500])
 @pytest.mark.processes
-def test_a_browser_renders_the_page_without_a_complaint(finished, tmp_path, width):
-    """Whatever the page asked for, its policy would refuse, and the console would tell."""
+def test_a_browser_renders_the_page_without_errors(finished, tmp_path, width):
+    """The page's policy blocks every request, and the console would report it."""
     image, console = browse(finished[0] / "report" / "index.html", tmp_path, width)
     assert console == []
     assert image.size == (width, 1500)
@@ -401,8 +401,8 @@ def test_a_browser_renders_the_page_without_a_complaint(finished, tmp_path, widt
 
 
 @pytest.mark.processes
-def test_a_browser_would_complain_of_a_script_and_of_a_request(finished, tmp_path):
-    """So the test above sees what it looks for."""
+def test_a_browser_reports_a_script_and_a_request(finished, tmp_path):
+    """So the test above would fail."""
     page = (finished[0] / "report" / "index.html").read_text()
     bad = tmp_path / "bad.html"
     for tag in ("<script>console.log(1)</script>", "<img src='http://127.0.0.1:9/x.png'>"):

@@ -22,14 +22,14 @@ SWEEP = yaml.safe_load((ROOT / "sweep.yaml").read_text())
 
 
 def combinations():
-    """What the grid gives to runs."""
+    """Yield the values of each run of the grid."""
     parameters = SWEEP["parameters"]
     for values in itertools.product(*(one["values"] for one in parameters.values())):
         yield dict(zip(parameters, values, strict=True))
 
 
 def started_by_agent(values, folder):
-    """The arguments that `accelerate` gets, with a stand-in for it, from wandb's own command."""
+    """Return the arguments that `accelerate` gets from wandb's own command."""
     macros = create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})
     macros |= {"env": ["/usr/bin/env"], "program": [SWEEP["program"]]}
     command = []
@@ -71,11 +71,11 @@ def test_a_parameter_is_a_flag_with_a_number(name):
 
 
 def test_the_metric_is_one_that_runs_log():
-    """tests/test_trackers.py sees that wandb gets it under this name."""
+    """test_trackers.py checks that wandb gets it under this name."""
     best = best_metric_name(TASKS["mrpc"].metrics)
     assert SWEEP["metric"] == {"name": f"eval/{best}", "goal": "maximize"}
 
 
-def test_each_recipe_gets_the_seeds_that_a_verdict_needs():
+def test_each_recipe_has_enough_seeds_for_a_verdict():
     seeds = SWEEP["parameters"]["seed"]["values"]
     assert len(set(seeds)) >= MIN_RUNS

@@ -1,4 +1,4 @@
-"""What trackers wrote, read with their own tools."""
+"""Reads what trackers wrote, with their own tools."""
 
 import json
 import subprocess

@@ -120,7 +120,7 @@ def test_nothing_predicted_as_class_1_gives_f1_of_0():
     assert compute(["f1"], np.zeros(4, int), np.array([0, 1, 1, 0])) == {"f1": 0.0}
 
 
-def test_the_metric_is_one_of_evaluate():
+def test_the_metric_is_an_evaluate_metric():
     import evaluate
 
     metric = glue_metric(["accuracy", "f1"], regression=False)
@@ -130,7 +130,7 @@ def test_the_metric_is_one_of_evaluate():
     )
 
 
-def test_evaluate_is_imported_without_pipelines_and_statistics():
+def test_importing_evaluate_skips_pipelines_and_statistics():
     """In a fresh process, since this one may have loaded them; afterwards they can be imported."""
     code = """
 import sys
@@ -222,7 +222,7 @@ def test_resamples_in_chunks_are_those_at_once(monkeypatch):
     assert at_once["f1"].tolist() == in_chunks["f1"].tolist()
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_intervals_hold_the_truth_95_times_of_100():
     held = 0
     for trial in range(100):
         rng = np.random.default_rng(trial)

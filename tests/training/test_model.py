@@ -106,30 +106,30 @@ def test_learning_rate_rises_and_ends_at_0(kind):
     assert rates[20] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_schedule_goes_on_from_any_update():
+def test_a_schedule_resumes_at_any_update():
     rates = []
     for start in (0, 7):
         weight = torch.nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.AdamW([weight], lr=1.0)
         schedule = learning_rate_schedule(optimizer, "cosine", 4, 20)
         set_learning_rate(schedule, start)
-        course = []
+        rates_from_start = []
         for _ in range(start, 20):
-            course.append(optimizer.param_groups[0]["lr"])
+            rates_from_start.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
-        rates.append(course)
+        rates.append(rates_from_start)
     assert rates[1] == rates[0][7:]
 
 
-def test_a_folder_without_weights(bert, tmp_path):
+def test_rejects_a_folder_without_weights(bert, tmp_path):
     shutil.copytree(bert, tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="the folder has no usable weights .model.safetensors."):
         load(tmp_path / "bert")
 
 
-def test_a_model_with_another_number_of_labels(bert, tmp_path):
+def test_rejects_a_model_with_another_number_of_labels(bert, tmp_path):
     load(bert, label_names=("a", "b", "c")).save_pretrained(tmp_path)
     tokenizer_of(bert).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="3 labels, the data have 2: --ignore_mismatched_sizes"):
@@ -138,7 +138,7 @@ def test_a_model_with_another_number_of_labels(bert, tmp_path):
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_vocabulary_that_does_not_fit_the_weights(bert, tmp_path, ignored):
+def test_rejects_a_vocabulary_that_does_not_fit_the_weights(bert, tmp_path, ignored):
     """--ignore_mismatched_sizes replaces a classifier, and never the embeddings."""
     shutil.copytree(bert, tmp_path / "bert")
     path = tmp_path / "bert" / "config.json"
@@ -165,7 +165,7 @@ def test_a_pad_token_that_only_the_tokenizer_has(bert):
     assert loaded(rows["input_ids"]).logits.shape == (2, 2)
 
 
-def test_a_tokenizer_without_padding(bert, tmp_path):
+def test_rejects_a_tokenizer_without_padding(bert, tmp_path):
     shutil.copytree(bert, tmp_path / "bert")
     path = tmp_path / "bert" / "tokenizer_config.json"
     settings = json.loads(path.read_text())
@@ -174,22 +174,22 @@ def test_a_tokenizer_without_padding(bert, tmp_path):
         tokenizer_of(tmp_path / "bert")
 
 
-def test_a_folder_without_a_tokenizer(bert, tmp_path):
+def test_rejects_a_folder_without_a_tokenizer(bert, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(bert / name, tmp_path / name)
     with pytest.raises(InputError, match="the folder has no usable tokenizer"):
         tokenizer_of(tmp_path)
 
 
-def test_damaged_weights(bert, tmp_path):
+def test_rejects_damaged_weights(bert, tmp_path):
     shutil.copytree(bert, tmp_path / "bert")
     (tmp_path / "bert" / "model.safetensors").write_text("version https://git-lfs.github.com/spec")
     with pytest.raises(InputError, match="bert: its weights are damaged, or a pointer of Git LFS"):
         load(str(tmp_path / "bert"))
 
 
-def test_weights_that_would_execute_code_are_not_read(bert, tmp_path):
-    """A pickle where safetensors are missing: it would make a file if it were loaded."""
+def test_does_not_load_weights_that_execute_code(bert, tmp_path):
+    """A pickle in place of safetensors, which makes a file when it is loaded."""
     import pickle
 
     class Touch:
@@ -205,7 +205,7 @@ def test_weights_that_would_execute_code_are_not_read(bert, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "roberta", "electra", "deberta-v2"])
-def test_layers_are_found_in_berts_kin(kind):
+def test_finds_the_layers_of_models_like_bert(kind):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
