@@ -1,15 +1,41 @@
-"""A disk that is full or read-only costs only what came after the newest checkpoint."""
+"""A lost or full disk costs only what came after the newest checkpoint."""
 
 import contextlib
 import os
 import resource
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import read_metrics
 from runs import error_line, run, run_and_exit, run_until
 
 from lib.checkpoints import manifest as manifests
+from lib.checkpoints.atomic import beside, move_into_place
+
+
+def test_flushes_every_file_to_the_disk_before_the_rename(tmp_path, monkeypatch):
+    """And the name afterwards: a power failure leaves the old checkpoint or the new one."""
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(descriptor):
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def rename(*paths):
+        events.append("rename")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    new = beside(tmp_path / "step_1")
+    new.mkdir()
+    for name in ("model", "optimizer"):
+        (new / name).touch()
+    move_into_place(tmp_path / "step_1")
+    assert sorted(events[:3]) == sorted(["model", "optimizer", new.name])
+    assert events[3:] == ["rename", tmp_path.name]
 
 
 @contextlib.contextmanager
