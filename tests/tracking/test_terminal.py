@@ -1,11 +1,13 @@
 """What a run shows on a terminal, which is not what it writes to a log file."""
 
+import contextlib
 import fcntl
 import json
 import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -67,7 +69,8 @@ def terminal():
 
     yield start
     for one in started:
-        one.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)  # wandb's viewer is a process of its own
         one.process.wait()
         os.close(one.ours)
 
