@@ -33,6 +33,7 @@ NUM_TRAIN = 53  # at a global batch of 8: 7 updates of 7 or 8 rows
 NUM_VALIDATION = 23
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each file, or several that share a fixture, to one worker; the slow ones first."""
     for item in items:
