@@ -9,11 +9,11 @@ demo: $(VENV)/.installed
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml train_mrpc.py --demo --overwrite_output_dir
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Without the tests that start the script, Slurm or a browser in processes of their own.
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not processes"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not processes"
 
 # Killed twenty times for each number of processes and accumulation, instead of a few times.
 torture: $(VENV)/.installed-dev

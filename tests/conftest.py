@@ -27,22 +27,23 @@ sys.path.insert(0, str(ROOT))
 
 from lib.demo.corpus import MODEL_DIR, make_pairs  # noqa: E402
 
-SLOW_GROUPS = ["interrupted", "test_slurm.py", "test_trackers.py", "test_processes.py"]
+SLOW_FILES = [
+    "test_preemption.py",
+    "test_slurm.py",
+    "test_lost_process.py",
+    "test_trackers.py",
+    "test_processes.py",
+    "test_accelerate_configs.py",
+]
 
 NUM_TRAIN = 53  # at a global batch of 8: 7 updates of 7 or 8 rows
 NUM_VALIDATION = 23
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file, or several that share a fixture, to one worker; the slow ones first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-    groups = [item.get_closest_marker("xdist_group").args[0] for item in items]
-    order = {group: number for number, group in enumerate(SLOW_GROUPS)}
-    for number, group in enumerate(groups, start=len(SLOW_GROUPS)):
-        order.setdefault(group, number)
-    items.sort(key=lambda item: order[item.get_closest_marker("xdist_group").args[0]])
+    """Start with the slow files, so that both workers are busy to the end."""
+    files = [*SLOW_FILES, *dict.fromkeys(item.path.name for item in items)]
+    items.sort(key=lambda item: files.index(item.path.name))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ from conftest import (
 
 from lib.distributed.heartbeat import lost_message
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("interrupted")]
+pytestmark = pytest.mark.processes
 
 
 def test_names_a_killed_process(long_flags, tmp_path):

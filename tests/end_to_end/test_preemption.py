@@ -20,7 +20,7 @@ from conftest import (
     workers,
 )
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("interrupted")]
+pytestmark = pytest.mark.processes
 
 NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "2"))
 

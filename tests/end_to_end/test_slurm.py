@@ -13,7 +13,7 @@ from slurm_cluster import LINUXPROC_NODE, PGID_NODE, running
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     with running() as started:
         yield started
