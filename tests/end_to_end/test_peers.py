@@ -11,7 +11,7 @@ from lib.demo.corpus import MODEL_DIR
 
 def test_the_test_command_of_run_glue_no_trainer(tmp_path, capsys):
     """Their flags and their assertions, with a small model and other pairs."""
-    train = write_csv(tmp_path / "train.csv", pairs(400, 31))
+    train = write_csv(tmp_path / "train.csv", pairs(800, 31))
     dev = write_csv(tmp_path / "dev.csv", pairs(60, 32))
     output = tmp_path / "out"
     command = f"""
