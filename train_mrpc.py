@@ -92,7 +92,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     num_updates = config.max_train_steps or config.num_train_epochs * per_epoch
     timetable = Timetable(num_updates, per_epoch, config.eval_every, config.checkpointing_steps)
     optimizer, schedule = make_optimizer(config, model, num_updates, accelerator)
-    origin = results.provenance(config.to_dict(), splits, model, accelerator)
+    provenance = partial(results.provenance, config.to_dict(), splits, model, accelerator)
+    origin = collectives.from_main_process(accelerator, provenance)
     optimization.configure_deepspeed(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)

@@ -75,7 +75,7 @@ class RunFolder:
             for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
         )
         self.restarted = started_again and read_status(self.path).get("started_by") == _started_by()
-        self.keeps = overwrite and self.restarted
+        self.ignores_overwrite = overwrite and self.restarted
         self.overwrite = overwrite and not self.restarted
         self.seconds_to_lock = SECONDS_TO_END if started_again else 0.0
 
@@ -143,7 +143,7 @@ class RunFolder:
                 too small, the checkpoint is damaged or of another run, or a finished run has no
                 checkpoint left.
         """
-        if self.keeps:
+        if self.ignores_overwrite:
             print("restarted by the launcher: resuming instead of overwriting", file=sys.stderr)
         source = self._find_checkpoint(identity)
         existing = manifest.owned(self.path)
