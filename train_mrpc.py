@@ -37,13 +37,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from lib.backends import deepspeed, devices
 from lib.checkpoints.best_model import BestModel
 from lib.checkpoints.checkpoint import BEST_FILE, Checkpoints, TrainingState
 from lib.checkpoints.run_folder import RunFolder
 from lib.data import batching
 from lib.data.splits import Splits, load_splits
 from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
-from lib.distributed import collectives, devices
+from lib.distributed import collectives
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
@@ -94,7 +95,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     optimizer, schedule = make_optimizer(config, model, num_updates, accelerator)
     provenance = partial(results.provenance, config.to_dict(), splits, model, accelerator)
     origin = collectives.from_main_process(accelerator, provenance)
-    optimization.configure_deepspeed(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
+    deepspeed.configure(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
@@ -178,10 +179,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
             learning_rate = max(float(rate) for rate in schedule.get_last_lr())
             schedule.step()
             state.update += 1
-            num_tokens, num_padded = batching.num_tokens(
-                lengths, global_batch, collator.padded_length
-            )
-            meter.count_update(num_rows, num_tokens, num_padded)
+            tokens = batching.num_tokens(lengths, global_batch, collator.padded_length)
+            meter.count_update(num_rows, *tokens)
             log.progress.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
                 values = {"epoch": timetable.epochs(state.update), **meter.read()}
@@ -233,13 +232,10 @@ def load_inputs(
         label_column=config.label_column,
     ).first(config.max_train_samples, config.max_eval_samples, config.max_predict_samples)
     metrics.check_metric(config.metric_for_best_model, splits.task.metrics)
-    name, revision = config.model_name_or_path, config.model_revision
-    trust = config.trust_remote_code
-    tokenizer = load_tokenizer(name, revision, trust, use_fast=not config.use_slow_tokenizer)
+    source = (config.model_name_or_path, config.model_revision, config.trust_remote_code)
+    tokenizer = load_tokenizer(*source, use_fast=not config.use_slow_tokenizer)
     model = load_model(
-        name,
-        revision,
-        trust,
+        *source,
         tokenizer,
         label_names=splits.task.labels,
         max_length=config.max_length,
@@ -311,7 +307,7 @@ def make_optimizer(
         groups,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
-        fused=accelerator.device.type in ("cpu", "cuda", "mps", "xpu"),
+        fused=devices.has_fused_adamw(accelerator.device),
     )
     warmup = num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, num_updates)
     kind = config.lr_scheduler_type

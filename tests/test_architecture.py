@@ -15,6 +15,7 @@ LAYERS = [
     {"cli"},
     {"data"},
     {"hub", "distributed", "demo"},
+    {"backends"},
     {"errors"},
 ]
 LEVEL = {wing: level for level, wings in enumerate(LAYERS) for wing in wings}

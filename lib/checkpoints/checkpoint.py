@@ -204,9 +204,9 @@ class Checkpoints:
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """Weights and moments as the files of a checkpoint; empty except on the main process."""
         if self.accelerator.distributed_type == DistributedType.FSDP:
-            from lib.checkpoints import sharded_state  # 1 s of imports that only shards need
+            from lib.backends import fsdp  # 1 s of imports that only shards need
 
-            weights, moments = sharded_state.gather(self.model, self.optimizer)
+            weights, moments = fsdp.gather(self.model, self.optimizer)
         elif self.accelerator.is_main_process:
             weights, moments = self.model.state_dict(), self._moments()
         if not self.accelerator.is_main_process:
@@ -238,9 +238,9 @@ class Checkpoints:
         if unknown:
             raise ValueError(f"it has moments of weights that are not here: {', '.join(unknown)}")
         if self.accelerator.distributed_type == DistributedType.FSDP:
-            from lib.checkpoints import sharded_state
+            from lib.backends import fsdp
 
-            sharded_state.scatter(self.model, self.optimizer, weights, moments)
+            fsdp.scatter(self.model, self.optimizer, weights, moments)
             return
         self.model.load_state_dict(weights)
         names = {weight: name for name, weight in self.model.named_parameters()}

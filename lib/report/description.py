@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from lib.backends.devices import degradations, device_name, precision
 from lib.data.batching import FillingCollator, MicroBatches, padding_shares
 from lib.data.splits import Splits
 from lib.data.tasks import IGNORED
 from lib.data.tokenizing import model_columns, row_lengths
-from lib.distributed.devices import degradations, device_name, precision
 from lib.training.optimization import loss_sum
 from lib.training.timetable import Timetable
 

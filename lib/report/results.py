@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from lib.backends.devices import device_name, precision
 from lib.checkpoints.atomic import write_json, write_text, writing
 from lib.checkpoints.run_folder import PROVENANCE_FILE, RESULTS_FILE, RunFolder, read_config
 from lib.data.splits import Splits
 from lib.data.tasks import Task
-from lib.distributed.devices import device_name, precision
 from lib.report import predictions
 from lib.report.finished_run import DATA_FILE, PAGE_FILE, read_finished_run
 from lib.report.page.mistakes import shorten, worst_rows

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
@@ -105,16 +104,3 @@ def describe_update(plan: Callable[[int], Any], schedule: LambdaLR, update: int)
         f"Its learning rate was {rate:.3g}, its training rows (from 0) {rows}: look at them, lower "
         "--learning_rate, or train without fp16"
     )
-
-
-def configure_deepspeed(
-    accelerator: Accelerator, max_grad_norm: float, micro_batch_size: int
-) -> None:
-    """Tell DeepSpeed, where it is used, to clip, and the batch size that it cannot read.
-
-    DeepSpeed clips gradients itself, and the loaders have batches of several sizes.
-    """
-    if accelerator.state.deepspeed_plugin is not None:
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["gradient_clipping"] = max_grad_norm
-        settings["train_micro_batch_size_per_gpu"] = micro_batch_size

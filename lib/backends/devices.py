@@ -15,6 +15,11 @@ def device_name(device: torch.device) -> str:
     return f"{device.type.upper()} ({threads} thread{'s' * (threads > 1)})"
 
 
+def has_fused_adamw(device: torch.device) -> bool:
+    """True where PyTorch has a fused AdamW, which `Meter` can tell to skip an update."""
+    return device.type in ("cpu", "cuda", "mps", "xpu")
+
+
 def compiles_shapes(accelerator: Accelerator) -> bool:
     """True where each new shape of a batch costs a compilation: on TPUs, and in torch.compile."""
     compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO

@@ -1,0 +1,1 @@
+"""What each of Accelerate's backends needs besides `prepare`: devices, FSDP2, DeepSpeed, TPUs."""
