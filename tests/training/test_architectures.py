@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import MODEL_DIR, NUM_VALIDATION, assert_same_run, pairs, read_metrics
 from runs import run
+from test_model import load, tokenizer_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -23,7 +24,7 @@ from transformers import (
 
 from lib.data.batching import FillingCollator
 from lib.errors import InputError
-from lib.training.model import freeze_unused, load_model, load_tokenizer
+from lib.training.model import freeze_unused
 
 PAD, CLS, SEP = 0, 2, 3  # of the tokenizer of the demo
 ENCODER = {
@@ -99,11 +100,21 @@ def save_gpt2_tokenizer(folder):
     tokenizer = GPT2Tokenizer(tokenizer_object=bpe)
     tokenizer.save_pretrained(folder)
     with pytest.raises(InputError) as refused:
-        load_tokenizer(str(folder), None, False, use_fast=True)
-    setting = re.search(r'add ("pad_token": ".+") to tokenizer_config.json', str(refused.value))[1]
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(f"{{{setting}}}")))
+        tokenizer_of(folder)
+    token = re.search(r'add "pad_token": "(.+)" to tokenizer_config.json', str(refused.value))[1]
+    change(folder / "tokenizer_config.json", pad_token=token)
     return {"vocab_size": len(tokenizer)}
+
+
+def change(path, **settings):
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def changed(model, folder, file, **settings):
+    """Return a copy of a model's folder with other settings in one of its files."""
+    shutil.copytree(model, folder / model.name)
+    change(folder / model.name / file, **settings)
+    return folder / model.name
 
 
 @pytest.fixture(scope="module")
@@ -179,22 +190,10 @@ def test_trains_resumes_and_exports_on_two_processes(kind, runs_of, on_two_proce
     assert_trained(whole, resumed)
 
 
-def load(folder, **settings):
-    """Return the tokenizer and the model of a folder, the former with other `settings`."""
-    tokenizer = load_tokenizer(str(folder), None, False, use_fast=True)
-    for name, value in settings.items():
-        setattr(tokenizer, name, value)
-    model = load_model(
-        str(folder), None, False, tokenizer, label_names=("no", "yes"), max_length=64,
-        ignore_mismatched_sizes=False, reinit_layers=0, seed=1,
-    )  # fmt: skip
-    return tokenizer, model
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("kind", SIZES)
 def test_padding_does_not_change_the_logits_of_a_row(kind, saved):
-    tokenizer, model = load(saved / kind)
+    tokenizer, model = tokenizer_of(saved / kind), load(saved / kind)
     short, long = ("they sold it", "it was sold"), ("the officials said " * 5, "nobody said so")
     alone = model(**tokenizer(*short, return_tensors="pt")).logits[0]
     firsts, seconds = map(list, zip(short, long, strict=True))
@@ -206,7 +205,7 @@ def test_padding_does_not_change_the_logits_of_a_row(kind, saved):
 @pytest.mark.parametrize("kind", SIZES)
 def test_rows_that_fill_a_micro_batch_have_logits(kind, saved):
     """A NaN would spread to the gradient, though their labels do not count."""
-    tokenizer, model = load(saved / kind)
+    tokenizer, model = tokenizer_of(saved / kind), load(saved / kind)
     columns = tokenizer.model_input_names
     collate = FillingCollator(DataCollatorWithPadding(tokenizer), columns, 64, num_rows=3)
     row = {**tokenizer("they sold it", "it was sold"), "labels": 1, "row": 0}
@@ -219,26 +218,25 @@ def test_rows_that_fill_a_micro_batch_have_logits(kind, saved):
 
 @torch.no_grad()
 def test_the_last_token_is_found_by_the_padding_token_of_the_tokenizer(saved, tmp_path):
-    """Even if config.json names another: half of a row would be taken for padding, or none."""
-    shutil.copytree(saved / "gpt2", tmp_path / "gpt2")
-    path = tmp_path / "gpt2" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": 7}))
-    tokenizer, model = load(tmp_path / "gpt2")
+    """Even where config.json names another: the padding would be taken for the end of the row."""
+    folder = changed(saved / "gpt2", tmp_path, "config.json", pad_token_id=7)
+    tokenizer, model = tokenizer_of(folder), load(folder)
     rows = [model(**tokenizer("sold", padding=padding, max_length=32, return_tensors="pt")).logits
             for padding in (False, "max_length")]  # fmt: skip
     torch.testing.assert_close(*rows, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
-def test_rejects_padding_on_the_left_where_it_shifts_positions(kind, saved):
+def test_rejects_padding_on_the_left_where_it_shifts_positions(kind, saved, tmp_path):
     """XLNet pads on the left, and may: it trains above."""
+    folder = changed(saved / kind, tmp_path, "tokenizer_config.json", padding_side="left")
     with pytest.raises(InputError, match="set padding_side to right in tokenizer_config.json"):
-        load(saved / kind, padding_side="left")
+        load(folder)
 
 
 def test_only_weights_that_no_row_reaches_are_frozen(saved):
     frozen = {
-        kind: [name for name, weight in load(saved / kind)[1].named_parameters()
+        kind: [name for name, weight in load(saved / kind).named_parameters()
                if not weight.requires_grad]
         for kind in SIZES
     }  # fmt: skip
