@@ -44,7 +44,8 @@ def task_of_srun(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     try:
         environment = _environment(args)
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"--config_file {args.config_file}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"--config_file {args.config_file}: {reason}") from error
     return [sys.executable, args.training_script, *args.training_script_args], {
         **environment,
         "RANK": os.environ["SLURM_PROCID"],

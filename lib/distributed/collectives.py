@@ -27,7 +27,7 @@ def check_world(num_processes: int) -> None:
             raise InputError(
                 f"{starter} started {asked} processes ({variable}), but they do not see each other "
                 f"(this run has {num_processes}): on CPUs set ACCELERATE_USE_CPU=true; under srun "
-                "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+                "start them as slurm/multi_node.sbatch does"
             )
 
 

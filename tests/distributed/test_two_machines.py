@@ -39,7 +39,11 @@ def launch(machines, caches, arguments):
                 text=True,
             )
         )
-    printed = "".join(process.communicate(timeout=200)[0] for process in started)
+    try:
+        printed = "".join(process.communicate(timeout=200)[0] for process in started)
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], printed
     return printed
 
