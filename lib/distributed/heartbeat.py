@@ -13,9 +13,10 @@ from torch.distributed import DistError, Store  # type: ignore[attr-defined]
 
 # Seconds between two beats.
 BEAT_SECONDS = 1.0
-# Beats after which a process counts as silent: rank 0 may read just before one, and miss it.
+# Beats without news after which a process is silent. Two may pass between two reads that differ.
 SILENT_BEATS = 2.5
-# Beats until all know of a silent process: those, and one each to be read, published and fetched.
+# Beats until all know it: one until rank 0 reads the last beat, then those above, one until it
+# publishes, and one until the others read that.
 NEWS_BEATS = 6
 
 
@@ -26,9 +27,9 @@ class Heartbeat:
     for `peer_timeout` seconds a thread names it and ends this one with status 1. Another thread
     talks to the store, where it may block forever if the link is cut.
 
-    Rank 0 reads the beats of all and publishes who is silent; the others read only that. A store
-    then has 2 requests a beat from each process, where N processes that read each other have N
-    times as many. Without rank 0, which sits beside the store, the others report rank 0.
+    Rank 0 reads the beats of all and publishes who is silent; the others read only that, so that
+    the store gets two requests a beat from each process, however many there are. When rank 0 is
+    gone nothing is published, and the others name rank 0.
     """
 
     def __init__(self, store: Store, rank: int, num_processes: int, peer_timeout: float) -> None:
