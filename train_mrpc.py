@@ -83,9 +83,9 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     stop = StopSignal(signals, accelerator)
     stop.check()
 
-    # Data, model, optimizer. One process of a machine loads first, and fills the caches.
+    # Data, model, optimizer. One process loads first, and fills the caches.
     load = partial(load_inputs, config, folder)
-    splits, tokenizer, tokenized, model = collectives.local_main_process_first(accelerator, load)
+    splits, tokenizer, tokenized, model = collectives.main_processes_first(accelerator, load)
     loaders = make_loaders(config, tokenizer, tokenized, accelerator)
     sampler, collator, train_loader, eval_loaders = loaders
     lengths = row_lengths(tokenized.train)
