@@ -1,9 +1,11 @@
 """Tiny models and data, and real processes to run them on."""
 
+import contextlib
 import csv
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -211,6 +213,24 @@ def workers(launcher: int) -> list[int]:
         if parent == launcher and ranks:
             found[ranks[0]] = int(folder.name)
     return [found[rank] for rank in sorted(found)]
+
+
+def kill_all(process: subprocess.Popen[str], num_processes: int) -> None:
+    """Kill all processes at once, as a power failure does."""
+    pids = workers(process.pid) if num_processes > 1 else []
+    for pid in [process.pid, *pids]:
+        with contextlib.suppress(ProcessLookupError):  # it may just have finished
+            os.kill(pid, signal.SIGKILL)
+    process.wait(10)
+    wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,7 @@ def load_model(
     max_length: int,
     ignore_mismatched_sizes: bool,
     reinit_layers: int,
+    gradient_checkpointing: bool,
     seed: int,
 ) -> PreTrainedModel:
     """Load pretrained weights into a classifier or, without label names, a regressor.
@@ -66,7 +67,8 @@ def load_model(
 
     Raises:
         InputError: there are no weights, they do not fit config.json or the tokenizer or are not
-            finite, the classifier has another number of labels, or `max_length` is too long.
+            finite, the classifier has another number of labels, `max_length` is too long, or the
+            model has no gradient checkpointing.
     """
     num_labels = len(label_names) or 1
     torch.manual_seed(seed)
@@ -112,6 +114,13 @@ def load_model(
         model.config.pad_token_id = tokenizer.pad_token_id
     reinitialize(model, reinit_layers)
     _check_fit(max_length, model, tokenizer)
+    if gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise InputError(
+                f"--gradient_checkpointing: {type(model).__name__} does not support it: leave it "
+                "out, and lower --per_device_train_batch_size to save memory"
+            )
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
@@ -157,7 +166,8 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if not lists:
         raise InputError(
             f"{type(model).__name__} has no stack of layers to tell apart: use "
-            "--layerwise_lr_decay 1 and --reinit_layers 0"
+            "--layerwise_lr_decay 1, --reinit_layers 0 and, with FSDP, fsdp_auto_wrap_policy: "
+            "NO_WRAP"
         )
     return max(lists, key=len)
 

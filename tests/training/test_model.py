@@ -24,6 +24,7 @@ def load(folder, **changes):
         "max_length": 64,
         "ignore_mismatched_sizes": False,
         "reinit_layers": 0,
+        "gradient_checkpointing": False,
         "seed": 1,
     }
     return load_model(str(folder), None, False, tokenizer_of(folder), **{**arguments, **changes})
