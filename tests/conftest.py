@@ -357,11 +357,11 @@ def run_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     They draw no report.
     """
 
-    def run(num_processes: int, *runs: Sequence[str], worker: str = "worker.py") -> None:
+    def run(num_processes: int, *runs: Sequence[str]) -> None:
         path = tmp_path_factory.mktemp("runs") / "runs.json"
         path.write_text(json.dumps(runs))
         done = subprocess.run(
-            torchrun(num_processes) + [str(ROOT / "tests" / "end_to_end" / worker), str(path)],
+            torchrun(num_processes) + [str(ROOT / "tests" / "end_to_end" / "worker.py"), str(path)],
             cwd=ROOT,
             env={**os.environ, "ACCELERATE_USE_CPU": "true"},
             capture_output=True,
