@@ -115,12 +115,7 @@ def load_model(
     reinitialize(model, reinit_layers)
     _check_fit(max_length, model, tokenizer)
     if gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise InputError(
-                f"--gradient_checkpointing: {type(model).__name__} does not support it: leave it "
-                "out, and lower --per_device_train_batch_size to save memory"
-            )
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _enable_gradient_checkpointing(model)
     return model
 
 
@@ -194,6 +189,15 @@ def reinitialize(model: PreTrainedModel, num_layers: int) -> None:
             elif isinstance(part, nn.LayerNorm):
                 nn.init.ones_(part.weight)
                 nn.init.zeros_(part.bias)
+
+
+def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"--gradient_checkpointing: {type(model).__name__} does not support it: leave it out, "
+            "and lower --per_device_train_batch_size to save memory"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

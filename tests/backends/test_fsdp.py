@@ -283,7 +283,8 @@ def test_a_nan_on_one_rank_ends_the_run_and_poisons_nothing(with_nan, config):
     assert "gradient of update 4 is not finite" in line
     assert "[rank" not in printed, "a traceback"
     assert json.loads((folder / "status.json").read_text())["status"] == "failed"
-    assert [path.name for path in manifests.owned(folder).values()] == ["step_3"]
+    assert list(manifests.owned(folder)) == [folder / "step_3"]
+    manifests.verify(folder / "step_3")
     for file in ("model", "optimizer"):
         for value in load_file(folder / "step_3" / f"{file}.safetensors").values():
             assert value.isfinite().all()
