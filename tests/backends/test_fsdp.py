@@ -135,6 +135,7 @@ def runs(flags, some_epochs, models, tmp_path_factory):
         run(arguments(f"one {name}", of[name]), folder / f"one {name}")
     many = [
         arguments("BERT"),
+        arguments("accumulated", "--gradient_accumulation_steps=2"),
         arguments("ModernBERT", of["ModernBERT"]),
         arguments("DeBERTa", of["DeBERTa"]),
         arguments("interrupted", steps=3),
@@ -153,9 +154,9 @@ def runs(flags, some_epochs, models, tmp_path_factory):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", ["BERT", "from one", "to one"])
+@pytest.mark.parametrize("name", ["BERT", "accumulated", "from one", "to one"])
 def test_the_shards_take_the_course_of_one_process(runs, once, name):
-    """Whole, and resumed from a checkpoint of one process or by one from that of shards."""
+    """Also in two micro-batches, resumed from a checkpoint of one process, and by one of theirs."""
     assert_same_course(runs / name, once)
 
 
