@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -108,12 +107,12 @@ def scatter(
 
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, dict(weights), options=options)
-    # PyTorch makes up moments for all weights, also for those that never had a gradient.
     state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
     state["state"] = dict(moments)
-    options = dataclasses.replace(options, strict=False)
+    options = dataclasses.replace(options, strict=False)  # some weights never had a gradient
     set_optimizer_state_dict(model, optimizer, state, options=options)
-    trained = [list(moments)]
-    torch.distributed.broadcast_object_list(trained)
-    for name in dict(model.named_parameters()).keys() - set(trained[0]):
-        optimizer.state.pop(model.get_parameter(name), None)
+    # For these PyTorch makes up moments.
+    (trained,) = broadcast_object_list([set(moments)])
+    for name, weight in model.named_parameters():
+        if name not in trained:
+            optimizer.state.pop(weight, None)
