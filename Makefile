@@ -15,9 +15,10 @@ test: $(VENV)/.installed-dev
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not processes"
 
-# Killed twenty times for each number of processes and accumulation, instead of a few times.
+# Killed twenty times for each number of processes and accumulation, and for each backend that
+# shards, instead of a few times.
 torture: $(VENV)/.installed-dev
-	TORTURE_KILLS=20 $(BIN)/python -m pytest tests/end_to_end/test_preemption.py -k killed_anywhere
+	TORTURE_KILLS=20 $(BIN)/python -m pytest -k killed_anywhere
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -37,7 +37,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from lib.backends import deepspeed, devices
+from lib.backends import deepspeed, devices, fsdp
 from lib.checkpoints.best_model import BestModel
 from lib.checkpoints.checkpoint import BEST_FILE, Checkpoints, TrainingState
 from lib.checkpoints.run_folder import RunFolder
@@ -56,7 +56,7 @@ from lib.tracking.trackers import tracker_names
 from lib.training import metrics, optimization
 from lib.training.evaluation import evaluate, evaluation_loaders
 from lib.training.meter import Meter
-from lib.training.model import load_model, load_tokenizer
+from lib.training.model import encoder_layers, load_model, load_tokenizer
 from lib.training.timetable import Timetable
 
 
@@ -96,6 +96,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     provenance = partial(results.provenance, config.to_dict(), splits, model, accelerator)
     origin = collectives.from_main_process(accelerator, provenance)
     deepspeed.configure(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
+    fsdp.configure(accelerator, model, encoder_layers)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
@@ -241,6 +242,7 @@ def load_inputs(
         max_length=config.max_length,
         ignore_mismatched_sizes=config.ignore_mismatched_sizes,
         reinit_layers=config.reinit_layers,
+        gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
     )
     columns, max_length = list(splits.task.columns), config.max_length

@@ -63,6 +63,7 @@ def load_model(
     max_length: int,
     ignore_mismatched_sizes: bool,
     reinit_layers: int,
+    gradient_checkpointing: bool,
     seed: int,
 ) -> PreTrainedModel:
     """Load pretrained weights into a classifier or, without label names, a regressor.
@@ -71,7 +72,8 @@ def load_model(
 
     Raises:
         InputError: there are no weights, they do not fit config.json or the tokenizer or are not
-            finite, the classifier has another number of labels, or `max_length` is too long.
+            finite, the classifier has another number of labels, `max_length` is too long, or the
+            model has no gradient checkpointing.
     """
     num_labels = len(label_names) or 1
     torch.manual_seed(seed)
@@ -117,6 +119,8 @@ def load_model(
     _check_fit(max_length, model, tokenizer)
     _agree_on_padding(model, tokenizer)
     freeze_unused(model, tokenizer)
+    if gradient_checkpointing:
+        _enable_gradient_checkpointing(model)
     return model
 
 
@@ -162,7 +166,8 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if not lists:
         raise InputError(
             f"{type(model).__name__} has no stack of layers to tell apart: use "
-            "--layerwise_lr_decay 1 and --reinit_layers 0"
+            "--layerwise_lr_decay 1, --reinit_layers 0 and, with FSDP, fsdp_auto_wrap_policy: "
+            "NO_WRAP"
         )
     return max(lists, key=len)
 
@@ -189,6 +194,15 @@ def reinitialize(model: PreTrainedModel, num_layers: int) -> None:
             elif isinstance(part, nn.LayerNorm):
                 nn.init.ones_(part.weight)
                 nn.init.zeros_(part.bias)
+
+
+def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"--gradient_checkpointing: {type(model).__name__} does not support it: leave it out, "
+            "and lower --per_device_train_batch_size to save memory"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
