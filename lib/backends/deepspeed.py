@@ -157,6 +157,28 @@ def configure(accelerator: "Accelerator", max_grad_norm: float, micro_batch_size
     plugin.deepspeed_config.update(ours)
 
 
+def scales_loss(accelerator: "Accelerator") -> bool:
+    """True where DeepSpeed runs in fp16, and itself skips the updates that overflow."""
+    return (
+        accelerator.state.deepspeed_plugin is not None and accelerator.mixed_precision == "fp16"
+    )
+
+
+class LossScale:
+    """The state of DeepSpeed's loss scaling, as checkpoints keep it."""
+
+    NAMES = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+    def __init__(self, optimizer: Any) -> None:
+        self.scaler = optimizer.loss_scaler
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: vars(self.scaler)[name] for name in self.NAMES if name in vars(self.scaler)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self.scaler).update(state)
+
+
 def whole_weights(model: "nn.Module") -> dict[str, "Tensor"]:
     """Return the weights in fp32, under the names of the state dict. All processes call this."""
     from deepspeed.utils import safe_get_full_fp32_param
@@ -184,6 +206,8 @@ def whole_moments(model: "nn.Module", optimizer: Any) -> dict[str, "Tensor"]:
     names = {weight: name for name, weight in model.named_parameters()}
     moments = {}
     for weights, part in _groups(optimizer):
+        if not optimizer.state[part]:
+            continue  # under fp16 all updates so far may have been skipped
         # DeepSpeed does so in the first update, but for the first group only.
         lazy_init_hp_params_optimizer_state(weights, part, optimizer.state)
         for weight in weights:
@@ -211,13 +235,15 @@ def load(
     model.load_state_dict(weights)
     names = {weight: name for name, weight in model.named_parameters()}
     for group, part in _groups(optimizer):
+        for weight in group:
+            safe_set_full_fp32_param(weight, weights[names[weight]])
         saved = {weight: moments[names[weight]] for weight in group if names[weight] in moments}
+        if not saved:
+            continue
         state = {moment: torch.zeros_like(part) for moment in MOMENTS}
         step = max(values["step"] for values in saved.values())
         optimizer.state[part] = {"step": step.to(part.device, copy=True), **state}
         lazy_init_hp_params_optimizer_state(group, part, optimizer.state)
-        for weight in group:
-            safe_set_full_fp32_param(weight, weights[names[weight]])
         for weight, values in saved.items():
             for moment in MOMENTS:
                 safe_set_full_optimizer_state(weight, values[moment], moment)

@@ -114,6 +114,8 @@ class Checkpoints:
         self.model = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.objects = {name: item for name, item in objects.items() if item is not None}
+        if deepspeed.scales_loss(accelerator):
+            self.objects["deepspeed_scaler"] = deepspeed.LossScale(self.optimizer)
         self.saved: TrainingState | None = None
 
     def save(self, name: str, state: TrainingState) -> None:
