@@ -159,9 +159,7 @@ def configure(accelerator: "Accelerator", max_grad_norm: float, micro_batch_size
 
 def scales_loss(accelerator: "Accelerator") -> bool:
     """True where DeepSpeed runs in fp16, and itself skips the updates that overflow."""
-    return (
-        accelerator.state.deepspeed_plugin is not None and accelerator.mixed_precision == "fp16"
-    )
+    return accelerator.state.deepspeed_plugin is not None and accelerator.mixed_precision == "fp16"
 
 
 class LossScale:

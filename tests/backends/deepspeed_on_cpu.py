@@ -1,9 +1,13 @@
 """The script under DeepSpeed on CPUs, in the processes that `accelerate launch` started.
 
-Accelerate enters DeepSpeed only where it is not told to use the CPUs, and finds no process group
-for them unless it is. NAN_AT="1 3" makes the loss of micro-batch 3 (from 0) on rank 1 a NaN.
+    deepspeed_on_cpu.py FLAGS        as train_mrpc.py
+    deepspeed_on_cpu.py RUNS.json    several runs, one after the other
+
+Accelerate enters DeepSpeed only if it is not told to use the CPUs, which it must be for gloo.
+NAN_AT="1 3": the loss of the fourth micro-batch on rank 1 is a NaN.
 """
 
+import json
 import os
 import runpy
 import sys
@@ -12,12 +16,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import deepspeed
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
+from lib.cli.parsing import parse_arguments
+from lib.cli.startup import exit_status
+from lib.report import results
 from lib.training import optimization
+from train_mrpc import main
 
 initialize = AcceleratorState.__init__
+loss_sum = optimization.loss_sum
 
 
 def enter_deepspeed(state, *arguments, **options):
@@ -28,18 +38,26 @@ def enter_deepspeed(state, *arguments, **options):
     initialize(state, *arguments, **options)
 
 
+def poisoned(*arguments):
+    global micro_batches_left
+    micro_batches_left -= 1
+    return loss_sum(*arguments) * (float("nan") if micro_batches_left == -1 else 1.0)
+
+
 AcceleratorState.__init__ = enter_deepspeed
 # Compiling DeepSpeed's own collectives for CPUs takes a minute; without them it takes gloo's.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-if os.environ.get("NAN_AT", "").startswith(os.environ["RANK"]):
-    loss_sum, left = optimization.loss_sum, int(os.environ["NAN_AT"].split()[1])
-
-    def poisoned(*arguments):
-        global left
-        left -= 1
-        return loss_sum(*arguments) * (float("nan") if left == -1 else 1)
-
+rank, micro_batches_left = map(int, os.environ.get("NAN_AT", "-1 0").split())
+if os.environ["RANK"] == str(rank):
     optimization.loss_sum = poisoned
 
-runpy.run_path(str(Path(__file__).parents[2] / "train_mrpc.py"), run_name="__main__")
+if not sys.argv[1].endswith(".json"):
+    runpy.run_path(str(Path(__file__).parents[2] / "train_mrpc.py"), run_name="__main__")
+    sys.exit()
+
+Accelerator.end_training = lambda _: None  # it takes the process group down
+results.write_report = lambda *_: None  # takes longer than the training
+for arguments in json.loads(Path(sys.argv[1]).read_text()):
+    AcceleratorState._reset_state()
+    with exit_status():
+        main(parse_arguments(arguments))
