@@ -77,12 +77,11 @@ def check_settings() -> None:
         return
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     _check_stage("deepspeed_config: zero_stage", stage)
-    for part in ("optimizer", "param"):
-        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")
-        if device != "none":
+    for name in ("offload_optimizer_device", "offload_param_device", "moe_layer_cls_names"):
+        value = os.environ.get(f"ACCELERATE_DEEPSPEED_{name.upper()}", "none")
+        if value != "none":
             raise InputError(
-                f"deepspeed_config: offload_{part}_device is {device}, which this script does not "
-                "support: set it to none"
+                f"deepspeed_config: this script does not support {name} ({value}): remove it"
             )
 
 
@@ -92,11 +91,9 @@ def _check_file(file: Path) -> None:
         settings = _flat(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{name} is not a readable JSON object: {error}") from error
-    unknown = settings.keys() - HONORED - FLAGS.keys()
-    if unknown:
-        raise InputError(
-            f"{name}: this script does not support {', '.join(sorted(unknown))}: remove it"
-        )
+    for key in sorted(settings.keys() - HONORED - FLAGS.keys()):
+        if settings[key] != "none":  # as the device of offload_optimizer
+            raise InputError(f"{name}: this script does not support {key}: remove it")
     _check_stage(f"{name}: zero_optimization.stage", str(settings.get("zero_optimization.stage")))
     twice = YAML_KEYS & set(os.environ.get("ACCELERATE_CONFIG_DS_FIELDS", "").split(","))
     if twice:

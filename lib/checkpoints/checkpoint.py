@@ -186,6 +186,9 @@ class Checkpoints:
             if state.best_update:
                 with safe_open(source / BEST_FILE, framework="pt"):
                     pass  # `BestModel.restore` takes it as it is
+            missing = ", ".join(self.objects.keys() - objects.keys())
+            if missing:
+                raise ValueError(f"it has no {missing}: resume with the backend that wrote it")
             for name, item in self.objects.items():
                 item.load_state_dict(objects[name])
         except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as bad:

@@ -253,6 +253,14 @@ def test_refuses_what_it_does_not_honor(monkeypatch, tmp_path, name):
         check_settings()
 
 
+@pytest.mark.parametrize("name", ["offload_optimizer_device", "offload_param_device"])
+def test_refuses_to_offload(monkeypatch, name):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{name.upper()}", "cpu")
+    with pytest.raises(InputError, match=f"does not support {name} .cpu.: remove it"):
+        check_settings()
+
+
 def test_refuses_a_setting_that_stands_in_both_files(monkeypatch, tmp_path):
     """Accelerate ends with a traceback."""
     file = tmp_path / "deepspeed.json"
