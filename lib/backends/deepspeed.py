@@ -175,41 +175,46 @@ class LossScale:
 
 
 def whole_weights(model: "nn.Module") -> dict[str, "Tensor"]:
-    """Return the weights in fp32, under the names of the state dict. All processes call this."""
+    """Return the weights in fp32, under the names of the state dict; empty but on rank 0.
+
+    All processes call this.
+    """
     from deepspeed.utils import safe_get_full_fp32_param
+    from torch.distributed import get_rank
 
     weights = {}
     for name, weight in model.state_dict(keep_vars=True).items():
         whole = safe_get_full_fp32_param(weight)  # None for a buffer or a frozen weight
         if whole is None:
             whole = weight.float() if weight.is_floating_point() else weight
-        weights[name] = whole.detach()
+        if get_rank() == 0:
+            weights[name] = whole.detach().cpu()
     return weights
 
 
 def whole_moments(model: "nn.Module", optimizer: Any) -> dict[str, "Tensor"]:
-    """Return the moments as `<parameter>.<moment>`. All processes call this.
+    """Return the moments as `<parameter>.<moment>`; empty but on rank 0.
+
+    All processes call this.
 
     Args:
         optimizer: DeepSpeed's ZeRO optimizer.
     """
-    from deepspeed.utils import (
-        lazy_init_hp_params_optimizer_state,
-        safe_get_full_optimizer_state,
-    )
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_get_full_optimizer_state
+    from torch.distributed import get_rank
 
     names = {weight: name for name, weight in model.named_parameters()}
     moments = {}
-    for weights, part in _groups(optimizer):
+    for group, part in _groups(optimizer):
         if not optimizer.state[part]:
             continue  # under fp16 all updates so far may have been skipped
         # DeepSpeed does so in the first update, but for the first group only.
-        lazy_init_hp_params_optimizer_state(weights, part, optimizer.state)
-        for weight in weights:
-            for moment in MOMENTS:
-                whole = safe_get_full_optimizer_state(weight, moment)
-                moments[f"{names[weight]}.{moment}"] = whole
-            moments[f"{names[weight]}.step"] = optimizer.state[part]["step"]
+        lazy_init_hp_params_optimizer_state(group, part, optimizer.state)
+        for weight in group:
+            whole = {name: safe_get_full_optimizer_state(weight, name) for name in MOMENTS}
+            whole["step"] = optimizer.state[part]["step"]
+            if get_rank() == 0:
+                moments |= {f"{names[weight]}.{name}": value.cpu() for name, value in whole.items()}
     return moments
 
 

@@ -76,9 +76,10 @@ class BestModel:
 
     def _write_new(self, weights: dict[str, Tensor], new: Path) -> None:
         self.plain.save_pretrained(new, state_dict=weights)
-        # DeepSpeed's model may be in bf16, which `save_pretrained` writes to its config.json.
-        self.plain.config.dtype = next(iter(weights.values())).dtype
-        self.plain.config.save_pretrained(new)
+        dtype = next(iter(weights.values())).dtype
+        if dtype != self.plain.dtype:  # DeepSpeed's model may be in bf16, and config.json says so
+            self.plain.config.dtype = dtype
+            self.plain.config.save_pretrained(new)
 
     def _write_saved(self, weights_file: Path, new: Path) -> None:
         self.plain.config.save_pretrained(new)
