@@ -204,7 +204,7 @@ def whole_moments(model: "nn.Module", optimizer: Any) -> dict[str, "Tensor"]:
     from torch.distributed import get_rank
 
     names = {weight: name for name, weight in model.named_parameters()}
-    moments = {}
+    moments: dict[str, Tensor] = {}
     for group, part in _groups(optimizer):
         if not optimizer.state[part]:
             continue  # under fp16 all updates so far may have been skipped
