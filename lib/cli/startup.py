@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lib.backends.deepspeed import check_settings
 from lib.cli.config import TrainConfig
 from lib.cli.parsing import parse_arguments
 from lib.distributed.signals import ignore_stop_signals
@@ -25,6 +26,7 @@ def start(arguments: list[str]) -> TrainConfig:
     with exit_status():
         config = parse_arguments(arguments[1:])
         hide_token(arguments)
+        check_settings()
         go_offline_if_unreachable(
             config.model_name_or_path,
             config.model_revision,
