@@ -98,6 +98,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     deepspeed.configure(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
+    assert accelerator.gradient_accumulation_steps == accumulation, "a backend has its own"
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
     if config.dry_run:
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)

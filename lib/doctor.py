@@ -23,7 +23,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lib.backends import settings
+from lib.backends import deepspeed, settings
 from lib.cli.parsing import parse_arguments
 from lib.cli.startup import exit_status
 from lib.errors import InputError
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     # Before PyTorch is imported, as a run does it.
     findings = [
         versions(REQUIREMENTS),
-        accelerate_settings(config.gradient_accumulation_steps, config.max_grad_norm),
+        accelerate_settings(config.gradient_accumulation_steps),
         hub(*model, dataset),
         accelerators(),
         processes(environment),
@@ -112,11 +112,12 @@ def versions(requirements: Path) -> Finding:
     return Finding(OK, "versions", f"as tested (Python {sys.version.split()[0]})")
 
 
-def accelerate_settings(accumulation: int | None, max_grad_norm: float) -> Finding:
+def accelerate_settings(accumulation: int | None) -> Finding:
     """Check what `accelerate launch` or the batch script has set."""
     subject = "accelerate"
     try:
-        settings.check(os.environ, accumulation, max_grad_norm)
+        settings.check(os.environ, accumulation)
+        deepspeed.check_settings()
     except InputError as error:
         return Finding(FAIL, subject, str(error))
     lines = settings.unused(os.environ)

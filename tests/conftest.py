@@ -18,6 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# DeepSpeed, which Accelerate imports where it is installed, would warn that it found no GPU.
+os.environ["DS_ACCELERATOR"] = "cpu"
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -30,6 +32,7 @@ from lib.demo.corpus import MODEL_DIR, make_pairs  # noqa: E402
 SLOW_FILES = [
     "test_preemption.py",
     "test_slurm.py",
+    "test_deepspeed.py",
     "test_lost_process.py",
     "test_trackers.py",
     "test_processes.py",

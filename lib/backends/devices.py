@@ -35,8 +35,9 @@ def compiles_shapes(accelerator: Accelerator) -> bool:
 
 def precision(accelerator: Accelerator) -> str:
     """Return the precision that the model really runs in; Accelerate runs fp16 on CPUs as fp32."""
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
-        return "no"
+    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        return "fp16" if by_deepspeed else "no"
     return str(accelerator.mixed_precision)
 
 

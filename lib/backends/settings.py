@@ -65,12 +65,6 @@ REFUSED = (
         "starts a pod of TPU hosts, where this script was never run: set it to false",
     ),
     Setting(
-        "XLA_DOWNCAST_BF16",
-        "downcast_bf16",
-        FALSE,
-        "turns the weights and AdamW's moments into bf16: leave it out, and set mixed_precision",
-    ),
-    Setting(
         "ACCELERATE_DYNAMO_BACKEND",
         "dynamo_backend",
         ("no", "eager", "aot_eager", "inductor"),
@@ -145,44 +139,6 @@ REFUSED = (
         within=FSDP,
         default="full_state_dict",
     ),
-    Setting(
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE",
-        "deepspeed_config_file",
-        FALSE,
-        "may replace the optimizer, the batch size and the precision of a run: put zero_stage: 2 "
-        "into Accelerate's file instead (accelerate_configs/deepspeed_zero2.yaml)",
-        within=DEEPSPEED,
-    ),
-    Setting(
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE",
-        "zero_stage",
-        ("2",),
-        "was never run to its end with this script: set zero_stage: 2; to shard the weights too, "
-        "use accelerate_configs/fsdp2.yaml; to shard nothing, accelerate_configs/multi_gpu.yaml",
-        within=DEEPSPEED,
-        default="2",
-    ),
-    Setting(
-        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
-        "offload_optimizer_device",
-        FALSE,
-        "replaces AdamW by an optimizer of DeepSpeed's for CPUs: set it to none",
-        within=DEEPSPEED,
-    ),
-    Setting(
-        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
-        "offload_param_device",
-        FALSE,
-        "needs ZeRO-3: set it to none",
-        within=DEEPSPEED,
-    ),
-    Setting(
-        "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES",
-        "deepspeed_moe_layer_cls_names",
-        FALSE,
-        "is for ZeRO-3 and for models with experts: leave it out",
-        within=DEEPSPEED,
-    ),
 )
 
 # What users may believe to be active, and is not. No result depends on it.
@@ -237,13 +193,14 @@ UNUSED = (
 MPI_WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
-def check(environment: Mapping[str, str], accumulation: int | None, max_grad_norm: float) -> None:
+def check(environment: Mapping[str, str], accumulation: int | None) -> None:
     """Refuse the settings of Accelerate's launcher that this script does not honor.
+
+    DeepSpeed's own are in `deepspeed.check_settings`.
 
     Args:
         environment: of the process.
         accumulation: --gradient_accumulation_steps, or None if not given.
-        max_grad_norm: --max_grad_norm.
 
     Raises:
         InputError: one of them is set; the message names ours.
@@ -251,21 +208,9 @@ def check(environment: Mapping[str, str], accumulation: int | None, max_grad_nor
     _check_precision(environment.get("ACCELERATE_MIXED_PRECISION", "no"))
     for line in _dishonored(environment, REFUSED):
         raise InputError(line)
-    _check_number(
-        environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
-        "gradient_accumulation_steps",
-        "--gradient_accumulation_steps",
-        accumulation or 1,
-        # What `accelerate config` writes unless it is told another number.
-        default="1",
-    )
-    if is_true(environment.get(DEEPSPEED)):
-        _check_number(
-            environment.get("ACCELERATE_GRADIENT_CLIPPING", "auto"),
-            "gradient_clipping",
-            "--max_grad_norm",
-            max_grad_norm,
-            default="auto",
+    if not is_true(environment.get(DEEPSPEED)):
+        _check_accumulation(
+            environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"), accumulation or 1
         )
     _check_processes(environment)
 
@@ -311,15 +256,11 @@ def _check_precision(value: str) -> None:
         )
 
 
-def _check_number(value: str, key: str, flag: str, ours: float, *, default: str) -> None:
-    try:
-        same = value == default or float(value) == ours
-    except ValueError:
-        same = False
-    if not same:
+def _check_accumulation(value: str, ours: int) -> None:
+    if value not in ("1", str(ours)):
         raise InputError(
-            f"Accelerate's {key}: {value} differs from {flag}, which is {ours:g}: give {flag}, and "
-            f"leave {key} out of Accelerate's configuration"
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {value}, and --gradient_accumulation_steps "
+            f"{ours}: unset the variable, the flag decides"
         )
 
 

@@ -3,7 +3,7 @@
 A checkpoint is a folder that is complete or does not exist: it is written next to its place,
 flushed to disk, described by a manifest (size and SHA-256 of each file), then renamed. Loading one
 executes nothing: it holds safetensors and JSON, whatever the number of processes and however the
-weights were sharded. Only DeepSpeed writes weights and moments in files of its own format.
+weights were sharded.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lib.backends import deepspeed
 from lib.checkpoints import manifest
 from lib.checkpoints.atomic import (
     beside,
@@ -113,6 +114,8 @@ class Checkpoints:
         self.model = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.objects = {name: item for name, item in objects.items() if item is not None}
+        if deepspeed.scales_loss(accelerator):
+            self.objects["deepspeed_scaler"] = deepspeed.LossScale(self.optimizer)
         self.saved: TrainingState | None = None
 
     def save(self, name: str, state: TrainingState) -> None:
@@ -130,7 +133,7 @@ class Checkpoints:
             **dataclasses.asdict(state),
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
         }
-        tensors = {} if self.by_deepspeed else self._tensors()
+        tensors = self._tensors()
         try:
             on_main_process(self.accelerator, partial(_make_room, path))
             on_all_processes(self.accelerator, partial(self._write, path, tensors))
@@ -142,16 +145,12 @@ class Checkpoints:
 
     def _write(self, path: Path, tensors: Mapping[str, dict[str, Tensor]]) -> None:
         with writing(path):
-            if self.by_deepspeed:
-                self.accelerator.save_state(str(beside(path)))
             for file, parts in tensors.items():
                 save_file(parts, beside(path) / file)
 
     def _complete(self, path: Path, state: TrainingState, contents: Mapping[str, Any]) -> None:
         new = beside(path)
         with writing(path):
-            for file in new.glob("random_states_*.pkl"):
-                file.unlink()  # DeepSpeed's; generators are reseeded for each micro-batch
             write_json(new / STATE_FILE, contents)
             if state.best_update:
                 link(self.folder / WEIGHTS_FILE, new / BEST_FILE)
@@ -181,17 +180,15 @@ class Checkpoints:
             contents = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
             objects = contents.pop("objects")
             state = TrainingState(**contents)
-            if self.by_deepspeed:
-                self.accelerator.load_state(str(source))
-                # It counts micro-batches, and this run may accumulate others.
-                self.accelerator.step = 0
-            else:
-                self._load_tensors(source)
+            self._load_tensors(source)
             for line in (source / METRICS_FILE).read_bytes().splitlines():
                 json.loads(line)
             if state.best_update:
                 with safe_open(source / BEST_FILE, framework="pt"):
                     pass  # `BestModel.restore` takes it as it is
+            missing = ", ".join(self.objects.keys() - objects.keys())
+            if missing:
+                raise ValueError(f"it has no {missing}: resume with the backend that wrote it")
             for name, item in self.objects.items():
                 item.load_state_dict(objects[name])
         except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as bad:
@@ -207,6 +204,9 @@ class Checkpoints:
             from lib.backends import fsdp  # 1 s of imports that only shards need
 
             weights, moments = fsdp.gather(self.model, self.optimizer)
+        elif self.by_deepspeed:
+            weights = deepspeed.whole_weights(self.model)
+            moments = deepspeed.whole_moments(self.model, self.optimizer)
         elif self.accelerator.is_main_process:
             weights, moments = self.model.state_dict(), self._moments()
         if not self.accelerator.is_main_process:
@@ -241,6 +241,9 @@ class Checkpoints:
             from lib.backends import fsdp
 
             fsdp.scatter(self.model, self.optimizer, weights, moments)
+            return
+        if self.by_deepspeed:
+            deepspeed.load(self.model, self.optimizer, weights, moments)
             return
         self.model.load_state_dict(weights)
         names = {weight: name for name, weight in self.model.named_parameters()}

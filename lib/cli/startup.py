@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib.backends import settings
+from lib.backends import deepspeed, settings
 from lib.cli.config import TrainConfig
 from lib.cli.parsing import parse_arguments
 from lib.distributed.signals import ignore_stop_signals
@@ -26,7 +26,8 @@ def start(arguments: list[str]) -> TrainConfig:
     with exit_status():
         config = parse_arguments(arguments[1:])
         hide_token(arguments)
-        settings.check(os.environ, config.gradient_accumulation_steps, config.max_grad_norm)
+        settings.check(os.environ, config.gradient_accumulation_steps)
+        deepspeed.check_settings()
         go_offline_if_unreachable(
             config.model_name_or_path,
             config.model_revision,

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from lib.backends import deepspeed
 from lib.errors import NonFiniteError
 
 # What is counted between two readings.
@@ -40,7 +41,7 @@ class Meter:
         # Accelerate's wrapper would keep `found_inf` to itself.
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.describe_update = describe_update
-        self.scaled = accelerator.scaler is not None
+        self.scaled = accelerator.scaler is not None or deepspeed.scales_loss(accelerator)
         self.fused = getattr(self.optimizer, "defaults", {}).get("fused", False)
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.update_loss = torch.zeros((), device=accelerator.device)
