@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     if task > 0:  # the main process prints for all that is well
         findings = [found for found in findings if found.word == FAIL]
     for word, subject, text in findings:
-        print(f"{word:<5}{subject:<13}{f'{socket.gethostname()}: ' if task else ''}{text}")
+        print(f"{word:<5}{subject:<19}{f'{socket.gethostname()}: ' if task else ''}{text}")
     return int(any(found.word == FAIL for found in findings))
 
 
@@ -256,9 +256,9 @@ def caches(environment: Mapping[str, str]) -> Iterable[Finding]:
     for name, folder in folders.items():
         reason = _unwritable(folder)
         if reason:
-            yield Finding(FAIL, "cache", f"{name}={folder}: {reason}; set {name} to another folder")
+            yield Finding(FAIL, name, f"{folder} {reason}: set {name} to another folder")
         else:
-            yield Finding(OK, "cache", f"{name}={folder}, {_free(folder) / 1e9:,.1f} GB free")
+            yield Finding(OK, name, f"{folder}, {_free(folder) / 1e9:,.1f} GB free")
 
 
 def _hf_home(environment: Mapping[str, str]) -> Path:
@@ -287,7 +287,7 @@ def output(folder: Path, model: str, revision: str | None, num_checkpoints: int)
 
     reason = _unwritable(folder)
     if reason:
-        text = f"--output_dir {folder}: {reason}; choose another folder"
+        text = f"--output_dir {folder} {reason}: choose another folder"
         return Finding(FAIL, "output", text)
     # Weights and two moments, once more while the newest is written, and the exported weights.
     needed = _weights(model, revision) * (3 * (num_checkpoints + 1) + 1)
