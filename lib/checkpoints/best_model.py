@@ -48,6 +48,8 @@ class BestModel:
         kind = self.accelerator.distributed_type
         sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         weights = self.accelerator.get_state_dict(self.model if sharded else self.plain)
+        if kind == DistributedType.XLA:  # safetensors takes only tensors with a storage
+            weights = {name: value.cpu() for name, value in weights.items()}
         on_main_process(
             self.accelerator,
             partial(self._replace, partial(self.plain.save_pretrained, state_dict=dict(weights))),
