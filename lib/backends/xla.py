@@ -6,8 +6,10 @@ Imports torch_xla nowhere but in functions: only TPUs have it.
 import os
 import pickle
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lib.errors import InputError
 
@@ -51,6 +53,22 @@ def set_ranks() -> None:
     rank = os.environ.get("PJRT_LOCAL_PROCESS_RANK", "0")
     for name in ("RANK", "LOCAL_RANK"):
         os.environ.setdefault(name, rank)
+
+
+def build_every_mask() -> None:
+    """Make transformers build an attention mask for every batch.
+
+    It leaves out a mask that hides nothing, and reads each batch's from the device to find out.
+    """
+    from transformers import AttentionMaskInterface
+
+    masks = AttentionMaskInterface()
+    for name in ("sdpa", "eager"):
+        AttentionMaskInterface.register(name, partial(_build_mask, masks[name]))
+
+
+def _build_mask(build: Callable[..., Any], **options: Any) -> Any:
+    return build(**options | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
 
 
 def gather_object(value: Value, num_processes: int) -> list[Value]:

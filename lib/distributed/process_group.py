@@ -35,6 +35,7 @@ def process_group(peer_timeout: float) -> Iterator[None]:
     if is_torch_xla_available():
         xla.check_precision()
         xla.set_ranks()
+        xla.build_every_mask()
         yield
         return
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -75,8 +75,8 @@ def _say(line: str, before: str = "") -> None:
 def ignore_stop_signals(*_: object) -> None:
     """Ignore the stop signals, which would kill the interpreter during its shutdown.
 
-    Also used in the workers of a DataLoader, whose death would fail the training. On TPUs the run is
-    in a thread, and the interpreter belongs to the launcher.
+    Also used in the workers of a DataLoader, whose death would fail the training. On TPUs a run is
+    in a thread, which cannot, and the interpreter is the launcher's.
     """
     if threading.current_thread() is not threading.main_thread():
         return

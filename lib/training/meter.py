@@ -22,8 +22,9 @@ class Meter:
     Reading a number from a GPU makes the CPU wait for it, so numbers stay on the device until a
     line is logged. A gradient that is not finite must be stopped before that: a fused optimizer
     skips an update, on the device, while its `found_inf` is 1 (the mechanism of gradient scalers),
-    and it stays 1 from the first bad update on. The steps of other optimizers are undone there, and
-    for DeepSpeed the numbers are read at once. Under fp16 the scaler skips what overflows, and only the loss is watched here.
+    and it stays 1 from the first bad update on. The steps of other optimizers are undone there;
+    those of DeepSpeed are not PyTorch's, and the norm is read at once. Under fp16 the scaler skips
+    what overflows, and only the loss is watched here.
 
     Args:
         describe_update: returns the rows and learning rate of an update, for the error about it.
