@@ -49,10 +49,10 @@ def check_precision() -> None:
 
 
 def set_ranks() -> None:
-    """Name this process by its chip, as launchers of other devices do, for what is printed once."""
-    rank = os.environ.get("PJRT_LOCAL_PROCESS_RANK", "0")
-    for name in ("RANK", "LOCAL_RANK"):
-        os.environ.setdefault(name, rank)
+    """Set this process's rank, as other launchers do: the first on each host prints what is said."""
+    rank = os.environ.get("PJRT_LOCAL_PROCESS_RANK")
+    if rank is not None:
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
 
 
 def build_every_mask() -> None:
