@@ -12,19 +12,20 @@ the global batch; a `micro-batch` is the rows of one forward pass on one process
 
 import sys
 
+from lib.backends import xla
 from lib.distributed.signals import Signals, ignore_stop_signals
 
 SIGNALS = Signals()
-if __name__ == "__main__":
-    SIGNALS.listen()  # first of all: a signal may arrive during the imports
+ARGUMENTS = sys.argv if __name__ == "__main__" else xla.script_arguments(__file__)
+if ARGUMENTS:
+    SIGNALS.listen(launcher=ARGUMENTS is not sys.argv)  # first: one may arrive during the imports
 
 from lib.cli.config import TrainConfig
-from lib.cli.parsing import parse_arguments
 from lib.cli.rules import num_warmup_updates, resolve
 from lib.cli.startup import exit_status, start
 
-if __name__ == "__main__":
-    CONFIG = start(sys.argv)  # bad flags are rejected before the slow imports below
+if ARGUMENTS:
+    CONFIG = start(ARGUMENTS)  # bad flags are rejected before the slow imports below
 
 import math
 from functools import partial
@@ -318,9 +319,9 @@ def make_optimizer(
 
 
 def launched() -> None:
-    """Entry point of one TPU core: `main_training_function` in tpu.yaml."""
+    """Entry point of one TPU chip: `main_training_function` in tpu.yaml."""
     with exit_status():
-        main(parse_arguments(sys.argv[1:]))
+        main(CONFIG)
 
 
 if __name__ == "__main__":

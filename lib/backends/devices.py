@@ -14,6 +14,8 @@ def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or the number of threads on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "xla":
+        return "XLA"
     threads = torch.get_num_threads()
     return f"{device.type.upper()} ({threads} thread{'s' * (threads > 1)})"
 

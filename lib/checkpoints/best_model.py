@@ -52,6 +52,8 @@ class BestModel:
         else:
             sharded = kind == DistributedType.FSDP
             weights = self.accelerator.get_state_dict(self.model if sharded else self.plain)
+        if kind == DistributedType.XLA:  # safetensors takes only tensors with a storage
+            weights = {name: value.cpu() for name, value in weights.items()}
         on_main_process(
             self.accelerator,
             partial(self._replace, partial(self._write_new, dict(weights))),

@@ -303,8 +303,9 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     separate: dict[str, Tensor] = {}
     seen = set()
     for name, value in tensors.items():
-        place = value.untyped_storage().data_ptr()
-        separate[name] = value.cpu().clone() if place in seen else value.cpu().contiguous()
+        here = value.cpu()  # first: XLA tensors have no storage to ask for
+        place = here.untyped_storage().data_ptr()
+        separate[name] = here.clone() if place in seen else here.contiguous()
         seen.add(place)
     return separate
 

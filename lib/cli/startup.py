@@ -1,6 +1,7 @@
 """What has to happen before the slow imports, and how a run ends."""
 
 import contextlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def start(arguments: list[str]) -> TrainConfig:
         # The gradient of the embeddings is new memory at every update: huge pages turn thousands
         # of page faults into a dozen. PyTorch reads this at import, and warns on other kernels.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None:
         print(f"train_mrpc: {header(config)}", flush=True)
     return config
 

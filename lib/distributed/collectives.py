@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, gather_object
 
+from lib.backends import xla
 from lib.errors import InputError
 
 Result = TypeVar("Result")
@@ -31,6 +32,14 @@ def check_world(num_processes: int) -> None:
             )
 
 
+def gather(accelerator: Accelerator, value: Result) -> list[Result]:
+    """Return the values of all processes, by rank."""
+    if accelerator.distributed_type == DistributedType.XLA:
+        return xla.gather_object(value, accelerator.num_processes)
+    values: list[Result] = gather_object([value])
+    return values
+
+
 def on_all_processes(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Run `work` on every process.
 
@@ -42,10 +51,7 @@ def on_all_processes(accelerator: Accelerator, work: Callable[[], Result]) -> Re
         result = work()
     except InputError as problem:
         error = str(problem)
-    # Accelerate does not gather objects on TPUs; there the launcher ends the others.
-    on_tpu = accelerator.distributed_type == DistributedType.XLA
-    gathered = [error] if on_tpu else gather_object([error])
-    errors = [message for message in gathered if message is not None]
+    errors = [message for message in gather(accelerator, error) if message is not None]
     if errors:
         raise InputError(errors[0])
     return result
@@ -66,8 +72,8 @@ def from_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> R
     Raises:
         InputError: as `on_all_processes`.
     """
-    result: Result = broadcast_object_list([on_main_process(accelerator, work)])[0]
-    return result
+    result = gather(accelerator, on_main_process(accelerator, work))[0]
+    return cast(Result, result)
 
 
 def main_processes_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

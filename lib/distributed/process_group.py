@@ -11,6 +11,7 @@ import torch.distributed
 from accelerate.utils import is_torch_xla_available
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from lib.backends import xla
 from lib.distributed.heartbeat import Heartbeat, lost_message
 from lib.errors import InputError, LostProcessError, NonFiniteError
 
@@ -22,14 +23,21 @@ def process_group(peer_timeout: float) -> Iterator[None]:
     Accelerate would initialize it too; it happens here for two reasons. Restarted processes must
     not read the addresses of the previous attempt, so each attempt has a prefix in the store. And
     a process that is cut off goes unnoticed for half an hour, PyTorch's timeout: the heartbeat
-    names it.
+    names it. TPUs have no process group of PyTorch.
 
     Args:
         peer_timeout: seconds without a heartbeat after which a process counts as lost.
 
     Raises:
         LostProcessError: the work failed because another process is gone.
+        InputError: as `xla.check_precision`, or no address to meet at.
     """
+    if is_torch_xla_available():
+        xla.check_precision()
+        xla.set_ranks()
+        xla.build_every_mask()
+        yield
+        return
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     backend = _backend()
     alone = num_processes == 1 or "RANK" not in os.environ
@@ -84,11 +92,8 @@ def _connect(*, host: bool = False, timeout: float = 300.0) -> TCPStore:
 def _backend() -> str | None:
     """gloo between CPUs, and the device's own between devices, such as NCCL for CUDA.
 
-    None where Accelerate has no process group of PyTorch: on TPUs, and without a device unless it
-    is told to use the CPUs.
+    None where Accelerate has no process group: without a device, unless told to use the CPUs.
     """
-    if is_torch_xla_available():
-        return None
     if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "y"):
         return "gloo"
     device = torch.accelerator.current_accelerator(check_available=True)

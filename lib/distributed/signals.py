@@ -5,8 +5,10 @@ stop_signal.py turns a signal to any process into a decision of all. Imports not
 listens before the slow imports.
 """
 
+import multiprocessing
 import os
 import signal
+import threading
 import types
 
 from lib.errors import TRY_AGAIN
@@ -26,15 +28,19 @@ class Signals:
         at_once: whether a signal ends the process where it is, which is right while there is
             nothing to save and no other process that would wait for this one.
         saves: whether the run has something to save before it stops.
+        launcher: whether this process only starts those that train, and passes signals on to them.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.at_once = self.saves = False
+        self.at_once = self.saves = self.launcher = False
 
-    def listen(self) -> None:
+    def listen(self, *, launcher: bool = False) -> None:
         """Install the handlers; call this in the main thread."""
-        self.at_once = os.environ.get("WORLD_SIZE", "1") == "1"
+        self.launcher = launcher
+        # The launcher of TPUs would take a child that ends at once for one that crashed.
+        is_child = multiprocessing.parent_process() is not None
+        self.at_once = os.environ.get("WORLD_SIZE", "1") == "1" and not is_child
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
@@ -46,6 +52,11 @@ class Signals:
         if self.received is not None:
             return
         self.received = signal.Signals(number)
+        children = multiprocessing.active_children() if self.launcher else []
+        for child in children:
+            os.kill(child.pid or 0, number)
+        if children:
+            return
         if self.at_once:
             _say(f"stopped by {self.received.name} before the first update")
             # Not an exception: libraries swallow some while they import, and go on half imported.
@@ -64,7 +75,10 @@ def _say(line: str, before: str = "") -> None:
 def ignore_stop_signals(*_: object) -> None:
     """Ignore the stop signals, which would kill the interpreter during its shutdown.
 
-    Also used in the workers of a DataLoader, whose death would fail the training.
+    Also used in the workers of a DataLoader, whose death would fail the training. On TPUs a run is
+    in a thread, which cannot, and the interpreter is the launcher's.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

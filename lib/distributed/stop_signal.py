@@ -7,8 +7,13 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from lib.distributed import collectives
 from lib.distributed.signals import Signals
 from lib.errors import Preempted
+
+# On TPUs the processes talk only through their devices, which have to be waited for: on several,
+# one check in so many asks.
+CHECKS_ON_TPU = 16
 
 
 class StopSignal:
@@ -24,6 +29,7 @@ class StopSignal:
         self.accelerator = accelerator
         self.alone = accelerator.num_processes == 1
         self.on_tpu = accelerator.distributed_type == DistributedType.XLA
+        self.num_checks = 0
         self.waits = accelerator.device.type == "cpu"
         if not self.alone and not self.on_tpu:
             # Own group: a reduction of gradients may be in flight on the default one.
@@ -47,8 +53,9 @@ class StopSignal:
         if self.alone:
             return own
         if self.on_tpu:
-            number = torch.tensor([own], device=self.accelerator.device)
-            return int(self.accelerator.gather(number).max())
+            self.num_checks += 1
+            asks = self.num_checks % CHECKS_ON_TPU == 0
+            return max(collectives.gather(self.accelerator, own)) if asks else 0
         answer = 0 if self.waits else self._answer()
         self.flag.fill_(own)
         self.work = torch.distributed.all_reduce(

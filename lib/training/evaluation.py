@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, pad_across_processes
+from accelerate.utils import pad_across_processes
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,6 +17,7 @@ from lib.data.batching import FillingCollator, MicroBatches, plan_evaluation
 from lib.data.splits import Splits
 from lib.data.tasks import Task
 from lib.data.tokenizing import row_lengths
+from lib.distributed.collectives import from_main_process
 from lib.training import metrics
 
 
@@ -123,6 +125,4 @@ def evaluate(
 ) -> Evaluation:
     """Predict and score a split; the main process computes the scores, all get them."""
     predictions = predict(model, loader, accelerator, between_batches)
-    result = [score(predictions, task) if accelerator.is_main_process else None]
-    evaluated: Evaluation = broadcast_object_list(result)[0]
-    return evaluated
+    return from_main_process(accelerator, partial(score, predictions, task))

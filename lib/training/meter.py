@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from lib.backends import deepspeed
@@ -22,8 +23,9 @@ class Meter:
     Reading a number from a GPU makes the CPU wait for it, so numbers stay on the device until a
     line is logged. A gradient that is not finite must be stopped before that: a fused optimizer
     skips an update, on the device, while its `found_inf` is 1 (the mechanism of gradient scalers),
-    and it stays 1 from the first bad update on. For other optimizers the norm is read at once.
-    Under fp16 the scaler skips what overflows, and only the loss is watched here.
+    and it stays 1 from the first bad update on. The steps of other optimizers are undone there;
+    those of DeepSpeed are not PyTorch's, and the norm is read at once. Under fp16 the scaler skips
+    what overflows, and only the loss is watched here.
 
     Args:
         describe_update: returns the rows and learning rate of an update, for the error about it.
@@ -43,6 +45,9 @@ class Meter:
         self.describe_update = describe_update
         self.scaled = accelerator.scaler is not None or deepspeed.scales_loss(accelerator)
         self.fused = getattr(self.optimizer, "defaults", {}).get("fused", False)
+        self.by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if not (self.scaled or self.fused or self.by_deepspeed):
+            UndoneSteps(self.optimizer, lambda: self.first_bad > 0)
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.update_loss = torch.zeros((), device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
@@ -76,7 +81,7 @@ class Meter:
             return
         if self.fused:
             setattr(self.optimizer, "found_inf", (self.first_bad > 0).float())  # noqa: B010
-        else:
+        elif self.by_deepspeed:
             self.check()
 
     def count_update(self, num_rows: int, num_tokens: int, num_padded: int) -> None:
@@ -148,6 +153,43 @@ class Meter:
         for name in COUNTS:
             setattr(self, name, state[name])
         self.speed.load_state_dict(state["speed"])
+
+
+class UndoneSteps:
+    """Undoes the steps of an optimizer, on its device and without waiting for it.
+
+    Keeps a copy of the weights and moments during each step.
+
+    Args:
+        undo: returns a tensor on the device, which is true to undo the step just made.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, undo: Callable[[], Tensor]) -> None:
+        self.optimizer = optimizer
+        self.undo = undo
+        optimizer.register_step_pre_hook(self._copy)
+        optimizer.register_step_post_hook(self._choose)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """Weights and moments; not AdamW's step counter, which is on the CPU."""
+        for group in self.optimizer.param_groups:
+            for weight in group["params"]:
+                yield weight
+                for moment in self.optimizer.state.get(weight, {}).values():
+                    if moment.device == weight.device:
+                        yield moment
+
+    @torch.no_grad()
+    def _copy(self, *_: Any) -> None:
+        self.before = {tensor: tensor.clone() for tensor in self._tensors()}
+
+    @torch.no_grad()
+    def _choose(self, *_: Any) -> None:
+        undo = self.undo()
+        for tensor in self._tensors():
+            # Moments that the step has created were 0.
+            tensor.copy_(torch.where(undo, self.before.get(tensor, 0.0), tensor))
+        del self.before
 
 
 class Speed:
