@@ -12,7 +12,6 @@ import argparse
 import os
 import sys
 
-import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -49,7 +48,7 @@ def task_of_srun(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, args.training_script, *args.training_script_args], {
         **environment,
         "RANK": os.environ["SLURM_PROCID"],
-        "LOCAL_RANK": str(_local_rank()),
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "WORLD_SIZE": num_tasks,
     }
 
@@ -80,15 +79,6 @@ def _check_file(path: str | None) -> None:
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--config_file {path} cannot be used: {reason}") from error
-
-
-def _local_rank() -> int:
-    """The number of this task's device among those that it sees.
-
-    With --gpus-per-task=1 each task of a node sees one GPU, which is number 0 to all of them.
-    Accelerate wraps around, but DistributedDataParallel and DeepSpeed take LOCAL_RANK as it is.
-    """
-    return int(os.environ["SLURM_LOCALID"]) % (torch.accelerator.device_count() or sys.maxsize)
 
 
 def main(arguments: list[str]) -> None:

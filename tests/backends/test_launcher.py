@@ -5,7 +5,6 @@ import sys
 import types
 
 import pytest
-import torch
 from accelerate.commands import launch
 from conftest import ROOT
 
@@ -67,14 +66,6 @@ def test_the_number_of_machines_in_the_file_is_not_looked_at():
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
     assert environment["WORLD_SIZE"] == "16"
     assert environment["MASTER_ADDR"] == "10.0.0.1"
-
-
-@pytest.mark.parametrize(("visible", "local_rank"), [(0, "3"), (1, "0"), (4, "3")])
-def test_the_local_rank_is_a_device_that_the_task_sees(monkeypatch, visible, local_rank):
-    """With --gpus-per-task=1 each task sees one."""
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: visible)
-    _, environment = launcher.task_of_srun(["--config_file", yaml_of("fsdp2"), *SCRIPT])
-    assert environment["LOCAL_RANK"] == local_rank
 
 
 @pytest.mark.parametrize(

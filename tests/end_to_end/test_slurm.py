@@ -136,7 +136,6 @@ def test_a_configuration_of_accelerate(cluster, long_flags, tmp_path):
     variables = {
         "ACCELERATE_USE_CPU": "true",
         "CONFIG_FILE": "accelerate_configs/fsdp2.yaml",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer",
         "PYTHONPATH": str(ROOT / "tests" / "end_to_end" / "fsdp_tasks"),
     }
     arguments = [*long_flags, "--num_train_epochs=20", f"--output_dir={folder}"]
