@@ -330,7 +330,6 @@ def test_shards_the_encoder_layers_unless_the_user_names_others(bert_model):
     [
         ({"transformer_cls_names_to_wrap": ["T5Block"]}, "BertForSequenceClassification has no"),
         ({"transformer_cls_names_to_wrap": ["BertEmbeddings", "BertLayer"]}, "word embeddings"),
-        ({"policy": "SIZE_BASED_WRAP", "min_num_params": 1000}, "lists of layers"),
     ],
 )
 def test_refuses_what_cannot_be_sharded(bert_model, options, message):
