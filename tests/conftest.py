@@ -33,6 +33,7 @@ from lib.demo.corpus import MODEL_DIR, make_pairs  # noqa: E402
 
 SLOW_FILES = [
     "test_preemption.py",
+    "test_fsdp.py",
     "test_slurm.py",
     "test_deepspeed.py",
     "test_lost_process.py",

@@ -32,20 +32,12 @@ def configure(
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
-    from torch.distributed.fsdp.wrap import (
-        size_based_auto_wrap_policy,
-        transformer_auto_wrap_policy,
-    )
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
     plugin = accelerator.state.fsdp_plugin
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = dataclasses.replace(
             plugin.mixed_precision_policy, reduce_dtype=torch.float32
-        )
-    if plugin.auto_wrap_policy is size_based_auto_wrap_policy:
-        raise InputError(
-            "fsdp_auto_wrap_policy SIZE_BASED_WRAP selects lists of layers too, which FSDP2 cannot "
-            "shard: use TRANSFORMER_BASED_WRAP"
         )
     if plugin.auto_wrap_policy is transformer_auto_wrap_policy:
         if plugin.transformer_cls_names_to_wrap is None:
