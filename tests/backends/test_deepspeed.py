@@ -37,13 +37,13 @@ needs_deepspeed = pytest.mark.skipif(
 )
 
 
-def launch(arguments, log, *, config=SHIPPED, options=(), **variables):
+def launch(arguments, log, *, config=SHIPPED, **variables):
     """Start two processes with `accelerate launch`; append all that they print to `log`."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}"]
     worker = str(ROOT / "tests" / "backends" / "deepspeed_on_cpu.py")
     with log.open("a") as file:
         return subprocess.Popen(
-            [*launcher, "--num_processes=2", *options, worker, *map(str, arguments)],
+            [*launcher, "--num_processes=2", worker, *map(str, arguments)],
             cwd=ROOT,
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1", **variables},
             stdout=file,
@@ -62,8 +62,9 @@ def launch_runs(folder, *runs, **how):
 
 
 def configured(path, **deepspeed_config):
-    """Write the shipped file with other settings of DeepSpeed, and return its path."""
+    """Write the shipped file in fp32 with other settings of DeepSpeed, and return its path."""
     config = yaml.safe_load(SHIPPED.read_text())
+    del config["mixed_precision"]
     path.write_text(yaml.safe_dump({**config, "deepspeed_config": deepspeed_config}))
     return path
 
@@ -82,7 +83,6 @@ def in_fp32(flags, tmp_path_factory):
          f"--resume_from_checkpoint={folder / 'plain' / 'step_3'}"],
         [*flags, "--checkpointing_steps=1", f"--output_dir={folder / 'poisoned'}"],
         config=configured(folder / "config.yaml", zero_stage=2, gradient_accumulation_steps=2),
-        options=["--mixed_precision=no"],
         NAN_AT=f"1 {7 + 7 + 4 + 2}",
     )  # fmt: skip
     assert (folder / "poisoned").exists(), printed
@@ -149,7 +149,7 @@ def finish(arguments, log):
 
 
 def stop(arguments, folder, log, send):
-    """Stop a start of a run in its training with signals to both ranks; return what it printed."""
+    """Start a run, `send` signals once it trains, and return what it printed."""
     length, first = log.stat().st_size if log.exists() else 0, last_update(folder)
     process = launch(arguments, log)
     wait_for(lambda: last_update(folder) > first or process.poll() is not None)
@@ -212,7 +212,6 @@ def test_a_file_of_deepspeed_in_fp16_resumes_with_the_loss_scale(two_epochs, tmp
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps(settings))
     config = configured(tmp_path / "config.yaml", deepspeed_config_file=str(file))
-    config.write_text(config.read_text().replace("mixed_precision: bf16\n", ""))
     runs = [[*two_epochs, "--checkpointing_steps=7", f"--output_dir={tmp_path / name}"]
             for name in ("whole", "resumed")]  # fmt: skip
     checkpoint = tmp_path / "whole" / "step_7"

@@ -183,8 +183,10 @@ def test_tasks_that_do_not_see_each_other_are_rejected(cluster, long_flags, tmp_
     arguments = [*long_flags, f"--output_dir={tmp_path / 'out'}"]
     number = cluster.submit("cpu.sbatch", log, "--ntasks=2", arguments=arguments)
     job = cluster.wait(number, "FAILED")
-    assert job["ExitCode"] == "2:0"
-    assert "they do not see each other" in log.read_text()
+    assert job["ExitCode"] == "1:0"  # the doctor's
+    printed = log.read_text()
+    assert "FAIL processes" in printed
+    assert "they do not see each other" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -208,9 +210,27 @@ def test_requeues_a_task_that_its_warning_kills(tmp_path, warns, queued):
     assert ("did requeue 7" in done.stdout) == queued
 
 
+def test_a_warning_while_the_doctor_looks_requeues_the_job(tmp_path):
+    """Slurm requeues no job that ends by itself after a warning."""
+    for name, does in (("python", "kill -USR1 $PPID; exit 1"), ("scontrol", 'echo "did $*"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", ". slurm/supervise.sh; check; supervise python"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.count("did requeue 7")) == (75, 1)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_ask_for_what_they_need(path):
     text = path.read_text()
     for option in ("--requeue", "--open-mode=append", "--signal=B:USR1@"):
         assert f"#SBATCH {option}" in text
+    assert 'check "$@"\n' in text  # the doctor comes first
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
