@@ -49,7 +49,7 @@ def check_precision() -> None:
 
 
 def set_ranks() -> None:
-    """Set this process's rank, as other launchers do: the first on each host prints what is said."""
+    """Set this process's rank, as other launchers do: the first of a host prints for all."""
     rank = os.environ.get("PJRT_LOCAL_PROCESS_RANK")
     if rank is not None:
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank}

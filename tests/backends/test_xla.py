@@ -1,5 +1,6 @@
 """TPUs, as far as torch_xla runs on a CPU: one process. `make test-xla` runs these tests."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -9,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -165,6 +168,31 @@ def counted():
         (metrics.metric_data(name) or (0,))[0] for name in ("CompileTime", "TransferFromDeviceTime")
     )
     return compilations, transfers
+
+
+def test_stopped_before_it_trains_it_ends_with_one_line_and_75(short, tmp_path):
+    """The process that is to train still imports the launcher, and would die of the signal."""
+    log = tmp_path / "log"
+    process = launch(log, *short, f"--output_dir={tmp_path / 'out'}")
+    started = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        wait_for(lambda: "spawn_main" in commands(started.read_text().split()))
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 75, log.read_text()
+    finally:
+        kill(process)
+    assert log.read_text().count("stopped by SIGTERM before the first update") == 1
+    assert "Traceback" not in log.read_text()
+
+
+def commands(processes):
+    """The command lines of those processes that are alive, in one string."""
+    found = ""
+    for process in processes:
+        with contextlib.suppress(OSError):
+            found += Path(f"/proc/{process}/cmdline").read_text()
+    return found
 
 
 @pytest.fixture(scope="module")
