@@ -219,7 +219,7 @@ def launcher(environment: Mapping[str, str]) -> Finding:
     if "TORCHELASTIC_RUN_ID" in environment:
         text = "torchrun or accelerate launch: it passes signals on, but exits with a status of 1"
         return Finding(OK, subject, text)
-    if "ACCELERATE_DYNAMO_MODE" in environment:
+    if "ACCELERATE_DYNAMO_MODE" in environment and "RANK" not in environment:
         text = "accelerate launch of one process passes no signals on: use python train_mrpc.py"
         return Finding(NOTE, subject, text)
     if "SLURM_JOB_ID" in environment:

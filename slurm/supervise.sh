@@ -1,11 +1,11 @@
-# Sourced by the batch scripts here:  check FLAGS...; supervise COMMAND...
+# Sourced by the batch scripts here:  check DOCTOR...; supervise COMMAND...
 
 # Ends the job if it would fail on this node. A warning that comes meanwhile is left to `supervise`.
 warned=
 check() {
     local status
     trap 'warned=yes' USR1 TERM
-    python -m lib.doctor "$@"
+    "$@"
     status=$?
     [ "$status" -eq 0 ] || [ "$warned" ] || exit "$status"
 }

@@ -45,7 +45,8 @@ def task_of_srun(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--config_file {args.config_file}: {reason}") from error
-    return [sys.executable, args.training_script, *args.training_script_args], {
+    script = ["-m"] * args.module + [args.training_script]
+    return [sys.executable, *script, *args.training_script_args], {
         **environment,
         "RANK": os.environ["SLURM_PROCID"],
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],

@@ -60,6 +60,13 @@ def test_the_environment_is_that_of_accelerate_launch(by_accelerate, name, more)
     assert environment == by_accelerate(*options) | own
 
 
+def test_a_module_is_run_as_one():
+    command, _ = launcher.task_of_srun(
+        ["--config_file", yaml_of("multi_node"), "--module", "lib.doctor", "--demo"]
+    )
+    assert command == [sys.executable, "-m", "lib.doctor", "--demo"]
+
+
 def test_the_number_of_machines_in_the_file_is_not_looked_at():
     """It would look for its own port, and for the address of the first machine."""
     _, environment = launcher.task_of_srun(["--config_file", yaml_of("multi_node"), *SCRIPT])

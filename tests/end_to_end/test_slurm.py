@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from unittest import mock
@@ -150,6 +151,8 @@ def test_a_configuration_of_accelerate(cluster, long_flags, tmp_path):
     printed = log.read_text()
     assert "stopped by SIGUSR1 after update" in printed
     assert printed.count("resuming from") == 1
+    # The doctor reads the file as well, at each start.
+    assert len(re.findall(r"^ok +precision +bf16$", printed, re.MULTILINE)) == 2
     # By each of two tasks, at each of two starts.
     assert printed.count("sharded: 41 of 41 parameters") == 4
     assert json.loads((folder / "manifest.json").read_text())["precision"] == "bf16"
@@ -216,7 +219,7 @@ def test_a_warning_while_the_doctor_looks_requeues_the_job(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
     done = subprocess.run(
-        ["bash", "-c", ". slurm/supervise.sh; check; supervise python"],
+        ["bash", "-c", ". slurm/supervise.sh; check python; supervise python"],
         cwd=ROOT,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
         capture_output=True,
@@ -232,5 +235,5 @@ def test_scripts_ask_for_what_they_need(path):
     text = path.read_text()
     for option in ("--requeue", "--open-mode=append", "--signal=B:USR1@"):
         assert f"#SBATCH {option}" in text
-    assert 'check "$@"\n' in text  # the doctor comes first
+    assert text.index('lib.doctor "$@"\n') < text.index("\nsupervise")
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
