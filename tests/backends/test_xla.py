@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import (
     ROOT,
     SCRIPT,
@@ -28,9 +29,10 @@ from conftest import (
 )
 from runs import difference, error_line, run
 from safetensors.torch import load_file, save_file
-from transformers import pipeline
+from transformers import T5Config, T5ForSequenceClassification, pipeline
 
 from lib.checkpoints.checkpoint import Checkpoints
+from lib.distributed.process_group import process_group
 from lib.errors import NonFiniteError
 from lib.training import optimization
 from lib.training.meter import Meter
@@ -283,6 +285,20 @@ def test_an_update_that_is_not_finite_is_not_applied(short, tmp_path):
             assert torch.equal(tensors[name], before[name]), name
 
 
+def test_weights_that_are_shared_stay_so_on_the_device():
+    """Else the encoder of T5 would train with embeddings of its own, which no optimizer knows."""
+    with process_group(60.0):
+        config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+        model = T5ForSequenceClassification(config)
+        optimizer = torch.optim.AdamW(model.parameters())
+        model, optimizer = Accelerator().prepare(model, optimizer)
+    shared = model.transformer.shared.weight
+    assert shared.device.type == "xla"
+    assert model.transformer.encoder.embed_tokens.weight is shared
+    assert model.transformer.decoder.embed_tokens.weight is shared
+    assert any(weight is shared for weight in optimizer.param_groups[0]["params"])
+
+
 def test_a_loss_that_overflows_ends_with_one_message(short, bert, tmp_path):
     """As launched; nothing is exported."""
     shutil.copytree(bert, tmp_path / "bert")
@@ -301,7 +317,7 @@ def test_a_loss_that_overflows_ends_with_one_message(short, bert, tmp_path):
     ("variables", "more", "message"),
     [
         ({}, ["--learning_rat=1"], "did you mean --learning_rate"),
-        ({"XLA_USE_BF16": "1"}, [], "XLA_USE_BF16 is 1: weights and moments would be bf16"),
+        ({"XLA_USE_BF16": "1"}, [], "XLA_USE_BF16 is 1: on TPUs weights and moments would be bf16"),
     ],
 )
 def test_refuses_in_one_line(short, tmp_path, variables, more, message):
