@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import ROOT
+from transformers.models.bert.modeling_bert import BertPooler
 
 from benchmarks import gpu_check
 from lib.cli.parsing import parse_arguments
@@ -105,13 +106,12 @@ def test_overflows_are_counted(in_this_process, tmp_path):
 
 
 def test_a_check_that_fails_is_named_and_gives_exit_status_1(in_this_process, capsys):
-    """bf16 on other batches than fp32, and a run that stops with an error."""
+    """bf16 on other batches than fp32."""
     flags = gpu_check.Bench.flags
 
     def other(bench, folder, *, dropout):
         seed = ["--seed=7"] if folder.name == "bf16" else []
-        broken = ["--max_length=4096"] if folder.name == "overflow" else []
-        return [*flags(bench, folder, dropout=dropout), *seed, *broken]
+        return [*flags(bench, folder, dropout=dropout), *seed]
 
     in_this_process.setattr(gpu_check.Bench, "flags", other)
     in_this_process.setattr(gpu_check, "CHECKS", {
@@ -125,7 +125,7 @@ def test_a_check_that_fails_is_named_and_gives_exit_status_1(in_this_process, ca
 
 
 def test_synchronizations_count_between_readings_only(in_this_process, tmp_path):
-    """A stand-in for CUDA warns at each micro-batch and at each reading."""
+    """A stand-in for CUDA warns in each forward pass, after it, and at the end of the run."""
     mode = {"now": "default"}
     in_this_process.setattr(
         torch.cuda, "set_sync_debug_mode", lambda name: mode.__setitem__("now", name)
@@ -139,19 +139,21 @@ def test_synchronizations_count_between_readings_only(in_this_process, tmp_path)
 
         return call
 
+    in_this_process.setattr(BertPooler, "forward", synchronizing(BertPooler.forward))
     in_this_process.setattr(Meter, "add_loss", synchronizing(Meter.add_loss))
     in_this_process.setattr(Meter, "overall", synchronizing(Meter.overall))
     bench = gpu_check.Bench(tmp_path, toy=True)
     bench.run("watched", count_syncs=True)
-    (place, count), *others = bench.watched("watched")["syncs"].items()
-    assert place.startswith("train_mrpc.py:")
-    assert count == bench.num_updates - gpu_check.WARM_UP_UPDATES
-    assert not others
+    seen = bench.watched("watched")
+    for kind, file in (("syncs", "train_mrpc.py"), ("syncs_in_model", "modeling_bert.py")):
+        ((place, count),) = seen[kind].items()
+        assert place.startswith(f"{file}:")
+        assert count == bench.num_updates - gpu_check.WARM_UP_UPDATES
 
 
 @pytest.mark.processes
-def test_as_users_start_it(tmp_path):
-    """A run through the launcher that passes, one that fails as its file needs a GPU."""
+def test_through_the_launcher(tmp_path):
+    """One process; and the two ranks, which are on CPUs here."""
     code = (
         "import sys; from benchmarks import gpu_check as g; "
         "g.CHECKS['two ranks on one GPU, gloo'] = (g.check_two_ranks, False); "
@@ -162,12 +164,12 @@ def test_as_users_start_it(tmp_path):
         [sys.executable, "-c", code, "--json", str(path)]
         + ["--only", "fp32", "FSDP2, one rank", "two ranks on one GPU, gloo"],
         cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
-    assert [row["result"] for row in rows.values()] == ["passed", "not here", "failed"], done.stdout
-    assert "do not see each other" in rows["two ranks on one GPU, gloo"]["figure"]
-    assert done.returncode == 1
+    assert [row["result"] for row in rows.values()] == ["passed", "not here", "passed"]
