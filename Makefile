@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast test-xla torture check clean
+.PHONY: demo test test-fast test-xla torture check deepspeed clean
 
 # Train, evaluate, save and predict on the built-in corpus and model: no hub, no account.
 demo: $(VENV)/.installed
@@ -20,9 +20,16 @@ test-fast: $(VENV)/.installed-dev
 test-xla: $(VENV)-xla/.installed
 	PJRT_DEVICE=CPU $(VENV)-xla/bin/python -m pytest tests/backends/test_xla.py
 
-# Killed twenty times for each number of processes and accumulation, instead of a few times.
+# Killed twenty times for each number of processes and accumulation, and for each backend that
+# shards, instead of a few times.
 torture: $(VENV)/.installed-dev
-	TORTURE_KILLS=20 $(BIN)/python -m pytest tests/end_to_end/test_preemption.py -k killed_anywhere
+	TORTURE_KILLS=20 $(BIN)/python -m pytest -k killed_anywhere
+
+# For the tests of accelerate_configs/deepspeed_zero2.yaml, which are skipped without it. Its build
+# imports PyTorch, so it must not be isolated from the environment.
+deepspeed: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet "setuptools<81"
+	DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --no-build-isolation deepspeed==0.19.8
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

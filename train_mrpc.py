@@ -38,7 +38,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from lib.backends import deepspeed, devices
+from lib.backends import deepspeed, devices, fsdp
 from lib.checkpoints.best_model import BestModel
 from lib.checkpoints.checkpoint import BEST_FILE, Checkpoints, TrainingState
 from lib.checkpoints.run_folder import RunFolder
@@ -57,7 +57,7 @@ from lib.tracking.trackers import tracker_names
 from lib.training import metrics, optimization
 from lib.training.evaluation import evaluate, evaluation_loaders
 from lib.training.meter import Meter
-from lib.training.model import load_model, load_tokenizer
+from lib.training.model import encoder_layers, load_model, load_tokenizer
 from lib.training.timetable import Timetable
 
 
@@ -84,9 +84,9 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     stop = StopSignal(signals, accelerator)
     stop.check()
 
-    # Data, model, optimizer. One process of a machine loads first, and fills the caches.
+    # Data, model, optimizer. One process loads first, and fills the caches.
     load = partial(load_inputs, config, folder)
-    splits, tokenizer, tokenized, model = collectives.local_main_process_first(accelerator, load)
+    splits, tokenizer, tokenized, model = collectives.main_processes_first(accelerator, load)
     loaders = make_loaders(config, tokenizer, tokenized, accelerator)
     sampler, collator, train_loader, eval_loaders = loaders
     lengths = row_lengths(tokenized.train)
@@ -97,8 +97,10 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     provenance = partial(results.provenance, config.to_dict(), splits, model, accelerator)
     origin = collectives.from_main_process(accelerator, provenance)
     deepspeed.configure(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
+    fsdp.configure(accelerator, model, encoder_layers)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
+    assert accelerator.gradient_accumulation_steps == accumulation, "a backend has its own"
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
     if config.dry_run:
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
@@ -242,6 +244,7 @@ def load_inputs(
         max_length=config.max_length,
         ignore_mismatched_sizes=config.ignore_mismatched_sizes,
         reinit_layers=config.reinit_layers,
+        gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
     )
     columns, max_length = list(splits.task.columns), config.max_length

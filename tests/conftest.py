@@ -1,9 +1,11 @@
 """Tiny models and data, and real processes to run them on."""
 
+import contextlib
 import csv
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +20,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# DeepSpeed, which Accelerate imports where it is installed, would warn that it found no GPU.
+os.environ["DS_ACCELERATOR"] = "cpu"
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -29,7 +33,9 @@ from lib.demo.corpus import MODEL_DIR, make_pairs  # noqa: E402
 
 SLOW_FILES = [
     "test_preemption.py",
+    "test_fsdp.py",
     "test_slurm.py",
+    "test_deepspeed.py",
     "test_lost_process.py",
     "test_trackers.py",
     "test_processes.py",
@@ -213,6 +219,24 @@ def workers(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
+def kill_all(process: subprocess.Popen[str], num_processes: int) -> None:
+    """Kill all processes at once, as a power failure does."""
+    pids = workers(process.pid) if num_processes > 1 else []
+    for pid in [process.pid, *pids]:
+        with contextlib.suppress(ProcessLookupError):  # it may just have finished
+            os.kill(pid, signal.SIGKILL)
+    process.wait(10)
+    wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="session")
 def once(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An epoch of 7 updates on one process, in one micro-batch each."""
@@ -337,11 +361,11 @@ def run_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     They draw no report.
     """
 
-    def run(num_processes: int, *runs: Sequence[str], worker: str = "worker.py") -> None:
+    def run(num_processes: int, *runs: Sequence[str]) -> None:
         path = tmp_path_factory.mktemp("runs") / "runs.json"
         path.write_text(json.dumps(runs))
         done = subprocess.run(
-            torchrun(num_processes) + [str(ROOT / "tests" / "end_to_end" / worker), str(path)],
+            torchrun(num_processes) + [str(ROOT / "tests" / "end_to_end" / "worker.py"), str(path)],
             cwd=ROOT,
             env={**os.environ, "ACCELERATE_USE_CPU": "true"},
             capture_output=True,

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 # A wing imports from wings further down, never from its own line or above.
 LAYERS = [
-    {"report", "compare"},
+    {"report", "compare", "doctor"},
     {"tracking"},
     {"training", "checkpoints"},
     {"cli"},

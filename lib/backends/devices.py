@@ -1,10 +1,13 @@
 """The device of a process, and the precision that the model runs in."""
 
 import os
+import platform
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
+
+from lib.backends import settings
 
 
 def device_name(device: torch.device) -> str:
@@ -18,8 +21,12 @@ def device_name(device: torch.device) -> str:
 
 
 def has_fused_adamw(device: torch.device) -> bool:
-    """True where PyTorch has a fused AdamW, which `Meter` can tell to skip an update."""
-    return device.type in ("cpu", "cuda", "mps", "xpu")
+    """True where PyTorch has a fused AdamW, which `Meter` can tell to skip an update.
+
+    On Apple's MPS it ignores `found_inf` before https://github.com/pytorch/pytorch/pull/186360, and
+    would apply a NaN.
+    """
+    return device.type in ("cpu", "cuda", "xpu")
 
 
 def compiles_shapes(accelerator: Accelerator) -> bool:
@@ -30,9 +37,22 @@ def compiles_shapes(accelerator: Accelerator) -> bool:
 
 def precision(accelerator: Accelerator) -> str:
     """Return the precision that the model really runs in; Accelerate runs fp16 on CPUs as fp32."""
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
-        return "no"
+    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        return "fp16" if by_deepspeed else "no"
     return str(accelerator.mixed_precision)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """True where the hardware has bf16; elsewhere PyTorch converts to fp32 and back, slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return True
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    oneDNN = torch.backends.mkldnn.is_available()
+    return oneDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def degradations(accelerator: Accelerator) -> list[str]:
@@ -41,11 +61,22 @@ def degradations(accelerator: Accelerator) -> list[str]:
     On a machine without a GPU, `accelerate launch` sets OMP_NUM_THREADS=1 if it is given neither
     a configuration file with `use_cpu` nor a number of threads.
     """
-    lines = []
+    device, environment = accelerator.device, os.environ
+    lines = settings.unused(environment)
+    for variable, kind in settings.SHARDED.items():
+        if settings.is_true(environment.get(variable)) and accelerator.distributed_type != kind:
+            lines.append(
+                f"{kind} needs accelerators: nothing is sharded ({variable} has no effect)"
+            )
     if precision(accelerator) != accelerator.mixed_precision:
         lines.append("CPUs have no fp16: training in fp32")
+    elif precision(accelerator) == "bf16" and not computes_in_bf16(device):
+        lines.append(f"{device_name(device)} has no bf16: training in it is slower than in fp32")
+    compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    if compiled and device.type == "cuda" and accelerator.mixed_precision == "no":
+        lines.append("Accelerate multiplies fp32 matrices in TF32 where it compiles the model")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+    alone = device.type == "cpu" and accelerator.num_processes == 1
     if alone and torch.get_num_threads() == 1 and (cores or 1) > 1:
         lines.append(
             f"training with 1 thread on {cores} cores: unset OMP_NUM_THREADS, or give accelerate "

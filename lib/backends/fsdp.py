@@ -1,27 +1,77 @@
-"""Weights and moments of an FSDP model, gathered from its shards and distributed to them."""
+"""FSDP2: what is sharded, and whole weights and moments gathered from and distributed to shards.
+
+PyTorch's functions for it are imported when first used, as they take a second.
+"""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from transformers import PreTrainedModel
 
-# Whole tensors under the names of the parameters, on the main process: the same for shards, for
-# replicas and for one process, so that a run may be resumed with any of them.
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+from lib.errors import InputError
+
+
+def configure(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    encoder_layers: Callable[[PreTrainedModel], nn.ModuleList],
+) -> None:
+    """Shard each of the encoder's layers, unless the user names others, and sum gradients in fp32.
+
+    Accelerate would shard the model's `_no_split_modules`, which fails where they hold the word
+    embeddings, as BERT's do: it shards those by themselves. It would sum gradients in the
+    precision of the forward pass.
+
+    Raises:
+        InputError: the model has no stack of layers, or Accelerate cannot shard what the user asks.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32
+        )
+    if plugin.auto_wrap_policy is transformer_auto_wrap_policy:
+        if plugin.transformer_cls_names_to_wrap is None:
+            layers = {type(layer).__name__ for layer in encoder_layers(model)}
+            plugin.transformer_cls_names_to_wrap = sorted(layers)
+        _check_classes(model, plugin.transformer_cls_names_to_wrap)
+
+
+def _check_classes(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Check that Accelerate can shard each module of these classes."""
+    field = "fsdp_transformer_layer_cls_to_wrap"
+    remedy = "leave the setting out to shard the encoder's layers"
+    modules = {type(module).__name__: module for module in model.modules()}
+    embeddings = model.get_input_embeddings()
+    for name in names:
+        if name not in modules:
+            raise InputError(f"{field} {name}: {type(model).__name__} has no such module; {remedy}")
+        if modules[name] is not embeddings and embeddings in modules[name].modules():
+            raise InputError(
+                f"{field} {name}: it holds the word embeddings, which Accelerate shards by "
+                f"themselves; {remedy}"
+            )
 
 
 def gather(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights, and the moments as `<parameter>.<moment>`; empty but on rank 0."""
-    whole = get_state_dict(model, optimizer, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    # Whole tensors under the names of the parameters: the same for shards, for replicas and for
+    # one process, so that a run may be resumed with any of them.
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    whole = get_state_dict(model, optimizer, options=options)
     weights, moments = cast(tuple[dict[str, Any], dict[str, Any]], whole)
     return weights, {
         f"{name}.{moment}": value
@@ -33,18 +83,28 @@ def gather(
 def scatter(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    weights: dict[str, Any],
-    moments: dict[str, dict[str, Tensor]],
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """Load whole weights, and moments by parameter, into the shards; all ranks have both."""
-    options = dataclasses.replace(WHOLE, cpu_offload=False)
-    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
-    # PyTorch makes up moments for weights that never had a gradient, and insists on them here.
-    made_up = state["state"].keys() - moments.keys()
-    state["state"] = {name: moments.get(name, values) for name, values in state["state"].items()}
-    set_state_dict(
-        model, optimizer, model_state_dict=weights, optim_state_dict=state, options=options
+    """Load into the shards the whole weights, and moments by parameter, that rank 0 has.
+
+    The others give empty mappings, and hold one whole tensor at a time.
+    """
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_model_state_dict,
+        set_optimizer_state_dict,
     )
+
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, dict(weights), options=options)
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
+    state["state"] = dict(moments)
+    options = dataclasses.replace(options, strict=False)  # some weights never had a gradient
+    set_optimizer_state_dict(model, optimizer, state, options=options)
+    # For these PyTorch makes up moments.
+    (trained,) = broadcast_object_list([set(moments)])
     for name, weight in model.named_parameters():
-        if name in made_up:
-            del optimizer.state[weight]
+        if name not in trained:
+            optimizer.state.pop(weight, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import custom_object_save
 
+from lib.backends import deepspeed
 from lib.checkpoints.atomic import beside, link, remove, writing
 from lib.checkpoints.run_folder import CONFIG_FILE
 from lib.distributed.collectives import on_main_process
@@ -46,13 +47,16 @@ class BestModel:
             InputError: on all processes, if the folder cannot be written.
         """
         kind = self.accelerator.distributed_type
-        sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        weights = self.accelerator.get_state_dict(self.model if sharded else self.plain)
+        if kind == DistributedType.DEEPSPEED:
+            weights = deepspeed.whole_weights(self.plain)
+        else:
+            sharded = kind == DistributedType.FSDP
+            weights = self.accelerator.get_state_dict(self.model if sharded else self.plain)
         if kind == DistributedType.XLA:  # safetensors takes only tensors with a storage
             weights = {name: value.cpu() for name, value in weights.items()}
         on_main_process(
             self.accelerator,
-            partial(self._replace, partial(self.plain.save_pretrained, state_dict=dict(weights))),
+            partial(self._replace, partial(self._write_new, dict(weights))),
         )
 
     def restore(self, weights_file: Path) -> None:
@@ -71,6 +75,13 @@ class BestModel:
             self.folder, trust_remote_code=trust_remote_code
         )
         return model.to(self.accelerator.device)
+
+    def _write_new(self, weights: dict[str, Tensor], new: Path) -> None:
+        self.plain.save_pretrained(new, state_dict=weights)
+        dtype = next(iter(weights.values())).dtype
+        if dtype != self.plain.dtype:  # DeepSpeed's model may be in bf16, and config.json says so
+            self.plain.config.dtype = dtype
+            self.plain.config.save_pretrained(new)
 
     def _write_saved(self, weights_file: Path, new: Path) -> None:
         self.plain.config.save_pretrained(new)

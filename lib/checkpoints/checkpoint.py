@@ -3,12 +3,13 @@
 A checkpoint is a folder that is complete or does not exist: it is written next to its place,
 flushed to disk, described by a manifest (size and SHA-256 of each file), then renamed. Loading one
 executes nothing: it holds safetensors and JSON, whatever the number of processes and however the
-weights were sharded. Only DeepSpeed writes weights and moments in files of its own format.
+weights were sharded.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lib.backends import deepspeed, fsdp
 from lib.checkpoints import manifest
 from lib.checkpoints.atomic import (
     beside,
@@ -38,6 +40,9 @@ from lib.errors import InputError
 STATE_FILE = "training_state.json"
 MOMENTS_FILE = "optimizer.safetensors"
 BEST_FILE = "best_model.safetensors"
+
+# Weights by name, and moments by weight.
+Tensors = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]
 
 
 @dataclasses.dataclass
@@ -110,9 +115,12 @@ class Checkpoints:
         self.updates_per_epoch = updates_per_epoch
         self.accelerator = accelerator
         self.by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
         self.model = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.objects = {name: item for name, item in objects.items() if item is not None}
+        if deepspeed.scales_loss(accelerator):
+            self.objects["deepspeed_scaler"] = deepspeed.LossScale(self.optimizer)
         self.saved: TrainingState | None = None
 
     def save(self, name: str, state: TrainingState) -> None:
@@ -130,7 +138,7 @@ class Checkpoints:
             **dataclasses.asdict(state),
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
         }
-        tensors = {} if self.by_deepspeed else self._tensors()
+        tensors = self._tensors()
         try:
             on_main_process(self.accelerator, partial(_make_room, path))
             on_all_processes(self.accelerator, partial(self._write, path, tensors))
@@ -142,16 +150,12 @@ class Checkpoints:
 
     def _write(self, path: Path, tensors: Mapping[str, dict[str, Tensor]]) -> None:
         with writing(path):
-            if self.by_deepspeed:
-                self.accelerator.save_state(str(beside(path)))
             for file, parts in tensors.items():
                 save_file(parts, beside(path) / file)
 
     def _complete(self, path: Path, state: TrainingState, contents: Mapping[str, Any]) -> None:
         new = beside(path)
         with writing(path):
-            for file in new.glob("random_states_*.pkl"):
-                file.unlink()  # DeepSpeed's; generators are reseeded for each micro-batch
             write_json(new / STATE_FILE, contents)
             if state.best_update:
                 link(self.folder / WEIGHTS_FILE, new / BEST_FILE)
@@ -174,39 +178,42 @@ class Checkpoints:
         Raises:
             InputError: on all processes, if it is of another model.
         """
-        return on_all_processes(self.accelerator, partial(self._load, source))
+        # The main process alone reads what the others get in shards.
+        read_on = on_main_process if self.sharded else on_all_processes
+        tensors = read_on(self.accelerator, partial(self._read_tensors, source)) or ({}, {})
+        state = on_all_processes(self.accelerator, partial(self._load, source, tensors))
+        if self.sharded:
+            fsdp.scatter(self.model, self.optimizer, *tensors)
+        return state
 
-    def _load(self, source: Path) -> TrainingState:
-        try:
+    def _load(self, source: Path, tensors: Tensors) -> TrainingState:
+        with _as_input_error(source):
             contents = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
             objects = contents.pop("objects")
             state = TrainingState(**contents)
-            if self.by_deepspeed:
-                self.accelerator.load_state(str(source))
-                # It counts micro-batches, and this run may accumulate others.
-                self.accelerator.step = 0
-            else:
-                self._load_tensors(source)
+            if not self.sharded:
+                self._load_tensors(*tensors)
             for line in (source / METRICS_FILE).read_bytes().splitlines():
                 json.loads(line)
             if state.best_update:
                 with safe_open(source / BEST_FILE, framework="pt"):
                     pass  # `BestModel.restore` takes it as it is
+            missing = ", ".join(self.objects.keys() - objects.keys())
+            if missing:
+                raise ValueError(f"it has no {missing}: resume with the backend that wrote it")
             for name, item in self.objects.items():
                 item.load_state_dict(objects[name])
-        except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as bad:
-            reason = " ".join(str(bad).split())[:200]
-            raise InputError(f"checkpoint {source} does not fit this run: {reason}") from bad
         if source.resolve().parent == self.folder.resolve():
             self.saved = dataclasses.replace(state)
         return state
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """Weights and moments as the files of a checkpoint; empty except on the main process."""
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            from lib.backends import fsdp  # 1 s of imports that only shards need
-
+        if self.sharded:
             weights, moments = fsdp.gather(self.model, self.optimizer)
+        elif self.by_deepspeed:
+            weights = deepspeed.whole_weights(self.model)
+            moments = deepspeed.whole_moments(self.model, self.optimizer)
         elif self.accelerator.is_main_process:
             weights, moments = self.model.state_dict(), self._moments()
         if not self.accelerator.is_main_process:
@@ -228,19 +235,29 @@ class Checkpoints:
             for moment, value in moments.items()
         }
 
-    def _load_tensors(self, source: Path) -> None:
-        weights, saved = load_file(source / WEIGHTS_FILE), load_file(source / MOMENTS_FILE)
-        moments: dict[str, dict[str, Tensor]] = {}
-        for name, value in saved.items():
-            weight, _, moment = name.rpartition(".")
-            moments.setdefault(weight, {})[moment] = value
-        unknown = moments.keys() - dict(self.model.named_parameters()).keys()
-        if unknown:
-            raise ValueError(f"it has moments of weights that are not here: {', '.join(unknown)}")
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            from lib.backends import fsdp
+    def _read_tensors(self, source: Path) -> Tensors:
+        """Read the weights and moments, and check their names and shapes against the model."""
+        with _as_input_error(source):
+            weights, saved = load_file(source / WEIGHTS_FILE), load_file(source / MOMENTS_FILE)
+            moments: dict[str, dict[str, Tensor]] = {}
+            for name, value in saved.items():
+                weight, _, moment = name.rpartition(".")
+                moments.setdefault(weight, {})[moment] = value
+            expected = {name: value.shape for name, value in self.model.state_dict().items()}
+            found = {name: value.shape for name, value in weights.items()}
+            other = {name for name, _ in expected.items() ^ found.items()}
+            for name, values in moments.items():
+                if any(value.ndim and value.shape != found.get(name) for value in values.values()):
+                    other.add(name)
+            if other:
+                raise ValueError(f"it is of another model, by {', '.join(sorted(other))}")
+        return weights, moments
 
-            fsdp.scatter(self.model, self.optimizer, weights, moments)
+    def _load_tensors(
+        self, weights: dict[str, Tensor], moments: dict[str, dict[str, Tensor]]
+    ) -> None:
+        if self.by_deepspeed:
+            deepspeed.load(self.model, self.optimizer, weights, moments)
             return
         self.model.load_state_dict(weights)
         names = {weight: name for name, weight in self.model.named_parameters()}
@@ -269,6 +286,16 @@ class Checkpoints:
         for update, path in sorted(older)[: max(0, len(older) - kept)]:
             if update != state.best_update:
                 discard(path)
+
+
+@contextlib.contextmanager
+def _as_input_error(source: Path) -> Iterator[None]:
+    """Raise what goes wrong with the content of a checkpoint as one line."""
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as bad:
+        reason = " ".join(str(bad).split())[:200]
+        raise InputError(f"checkpoint {source} does not fit this run: {reason}") from bad
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

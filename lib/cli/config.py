@@ -173,6 +173,11 @@ class TrainConfig:
         rule=at_least(1, "1 does not accumulate"),
         resume="free",
     )
+    gradient_checkpointing: bool = _training(
+        False,
+        "Recompute activations in the backward pass: less memory, slower, the same bits.",
+        resume="free",
+    )
     length_grouping: bool = _training(
         True, "Form batches of rows of similar length, which saves padding."
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lib.backends import deepspeed, settings
 from lib.cli.config import TrainConfig
 from lib.cli.parsing import parse_arguments
 from lib.distributed.signals import ignore_stop_signals
@@ -26,11 +27,14 @@ def start(arguments: list[str]) -> TrainConfig:
     with exit_status():
         config = parse_arguments(arguments[1:])
         hide_token(arguments)
+        settings.check(os.environ, config.gradient_accumulation_steps)
+        deepspeed.check_settings()
         go_offline_if_unreachable(
             config.model_name_or_path,
             config.model_revision,
             config.dataset_name if config.train_file is None else None,
         )
+    settings.use_own_device(os.environ)
     if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
         # The gradient of the embeddings is new memory at every update: huge pages turn thousands
         # of page faults into a dozen. PyTorch reads this at import, and warns on other kernels.

@@ -180,7 +180,8 @@ class MicroBatches(Sampler[list[int]]):
 class FillingCollator:
     """Pads rows with `DataCollatorWithPadding`, and fills up what must not be empty.
 
-    A filling row is `[CLS] [SEP]` with the label `IGNORED` and the row number -1.
+    A filling row has the label `IGNORED` and the row number -1. Its tokens are those of the first
+    row (BART wants equally many separators in all), or, where there is none, a padding token.
 
     Args:
         pad: the collator that pads.
@@ -194,15 +195,12 @@ class FillingCollator:
     max_length: int
     num_rows: int | None = None
 
-    @functools.cached_property
-    def filling(self) -> dict[str, Any]:
-        """A row that does not count."""
-        empty = self.pad.tokenizer("", truncation=True, max_length=self.max_length)
-        return {name: empty[name] for name in self.columns} | {"labels": IGNORED, "row": -1}
-
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors of shape (rows, longest) for the model, and `labels` and `row` of (rows,)."""
-        return dict(self.pad(rows + [self.filling] * ((self.num_rows or 1) - len(rows))))
+        # Not "": GPT-2's tokenizer would give a row without tokens.
+        tokens = rows[0] if rows else self.pad.tokenizer(self.pad.tokenizer.pad_token)
+        filling = {name: tokens[name] for name in self.columns} | {"labels": IGNORED, "row": -1}
+        return dict(self.pad(rows + [filling] * ((self.num_rows or 1) - len(rows))))
 
     def resized(self, num_rows: int) -> "FillingCollator":
         """Return the same collator for micro-batches of up to `num_rows` rows."""

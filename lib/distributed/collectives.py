@@ -28,7 +28,7 @@ def check_world(num_processes: int) -> None:
             raise InputError(
                 f"{starter} started {asked} processes ({variable}), but they do not see each other "
                 f"(this run has {num_processes}): on CPUs set ACCELERATE_USE_CPU=true; under srun "
-                "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+                "start them as slurm/multi_node.sbatch does"
             )
 
 
@@ -76,15 +76,18 @@ def from_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> R
     return cast(Result, result)
 
 
-def local_main_process_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Run `work` on one process of each machine, which fills the caches, then on the others.
+def main_processes_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Run `work` on the main process, then on that of each other machine, then on the rest.
+
+    The first fills the caches. Where machines do not share them, each fills its own.
 
     Raises:
         InputError: as `on_all_processes`.
     """
-    local_main = accelerator.is_local_main_process
-    first = on_all_processes(accelerator, lambda: work() if local_main else None)
-    others = on_all_processes(accelerator, lambda: None if local_main else work())
-    result = others if first is None else first
+    own_turn = 0 if accelerator.is_main_process else 1 if accelerator.is_local_main_process else 2
+    result = None
+    for turn in range(3):
+        done = on_all_processes(accelerator, work if turn == own_turn else lambda: None)
+        result = result if done is None else done
     assert result is not None
     return result

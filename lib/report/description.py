@@ -60,6 +60,9 @@ def announce(
         notices.append("the labels have decimals: training for scores (a regression), not classes")
     if config["use_slow_tokenizer"] and tokenizer.is_fast:
         notices.append("this model has no slow tokenizer: using the fast one")
+    if frozen := provenance["frozen"]:
+        names = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if frozen[3:] else "")
+        notices.append(f"frozen, as the logits do not depend on it: {names}")
     for notice in notices:
         print(notice, file=sys.stderr)
 

@@ -45,7 +45,7 @@ def init_options(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     mode = wanted.get("mode") or os.environ.get("WANDB_MODE")
     if mode is None:
         settings = wandb.setup().settings
-        reason = _no_server(settings.base_url, settings.api_key)
+        reason = no_server(settings.base_url, settings.api_key, SERVER_SECONDS)
         mode = "offline" if reason else "online"
         if reason:
             say_offline(reason, where)
@@ -98,8 +98,8 @@ def say_offline(reason: str, folder: Path) -> None:
     )
 
 
-def _no_server(base_url: str, api_key: str | None) -> str | None:
-    """Return why the server cannot be used; None if it answers within `SERVER_SECONDS`."""
+def no_server(base_url: str, api_key: str | None, seconds: float) -> str | None:
+    """Return why the server cannot be used; None if it answers within so many seconds."""
     host = urllib.parse.urlparse(base_url).hostname or ""
     try:
         saved = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
@@ -113,7 +113,7 @@ def _no_server(base_url: str, api_key: str | None) -> str | None:
     def ask() -> None:
         try:
             request = urllib.request.Request(base_url, method="HEAD")
-            urllib.request.urlopen(request, timeout=SERVER_SECONDS).close()
+            urllib.request.urlopen(request, timeout=seconds).close()
         except urllib.error.HTTPError:
             reasons.append(None)  # an answer
         except (OSError, ValueError) as error:
@@ -124,8 +124,8 @@ def _no_server(base_url: str, api_key: str | None) -> str | None:
     # In a thread, as the timeout does not cover the DNS lookup, which may take a minute.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(SERVER_SECONDS)
-    return reasons[0] if reasons else f"{silence} within {SERVER_SECONDS:g} s"
+    asking.join(seconds)
+    return reasons[0] if reasons else f"{silence} within {seconds:g} s"
 
 
 def _known_id(folder: Path) -> str:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from lib.backends import deepspeed
 from lib.errors import NonFiniteError
 
 # What is counted between two readings.
@@ -42,7 +43,7 @@ class Meter:
         # Accelerate's wrapper would keep `found_inf` to itself.
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.describe_update = describe_update
-        self.scaled = accelerator.scaler is not None
+        self.scaled = accelerator.scaler is not None or deepspeed.scales_loss(accelerator)
         self.fused = getattr(self.optimizer, "defaults", {}).get("fused", False)
         self.by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         if not (self.scaled or self.fused or self.by_deepspeed):

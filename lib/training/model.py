@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,6 +19,9 @@ from transformers import (
 
 from lib.errors import InputError
 from lib.hub.reach import REMEDY
+
+# A row for the checks that need a forward pass.
+PROBE = "one two"
 
 
 def load_tokenizer(
@@ -43,7 +47,8 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         raise InputError(
             f"--model_name_or_path {name}: its tokenizer has no padding token, which batches of "
-            "rows need; set one in tokenizer_config.json (pad_token)"
+            f'rows need: add "pad_token": "{tokenizer.eos_token or tokenizer.unk_token}" to '
+            "tokenizer_config.json"
         )
     return tokenizer
 
@@ -58,6 +63,7 @@ def load_model(
     max_length: int,
     ignore_mismatched_sizes: bool,
     reinit_layers: int,
+    gradient_checkpointing: bool,
     seed: int,
 ) -> PreTrainedModel:
     """Load pretrained weights into a classifier or, without label names, a regressor.
@@ -66,7 +72,8 @@ def load_model(
 
     Raises:
         InputError: there are no weights, they do not fit config.json or the tokenizer or are not
-            finite, the classifier has another number of labels, or `max_length` is too long.
+            finite, the classifier has another number of labels, `max_length` is too long, or the
+            model has no gradient checkpointing.
     """
     num_labels = len(label_names) or 1
     torch.manual_seed(seed)
@@ -108,10 +115,12 @@ def load_model(
     _check_weights(
         name, model, loaded["mismatched_keys"], may_replace_classifier=ignore_mismatched_sizes
     )
-    if model.config.pad_token_id is None:  # models such as GPT-2 find the last token by it
-        model.config.pad_token_id = tokenizer.pad_token_id
     reinitialize(model, reinit_layers)
     _check_fit(max_length, model, tokenizer)
+    _agree_on_padding(model, tokenizer)
+    freeze_unused(model, tokenizer)
+    if gradient_checkpointing:
+        _enable_gradient_checkpointing(model)
     return model
 
 
@@ -157,7 +166,8 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if not lists:
         raise InputError(
             f"{type(model).__name__} has no stack of layers to tell apart: use "
-            "--layerwise_lr_decay 1 and --reinit_layers 0"
+            "--layerwise_lr_decay 1, --reinit_layers 0 and, with FSDP, fsdp_auto_wrap_policy: "
+            "NO_WRAP"
         )
     return max(lists, key=len)
 
@@ -186,6 +196,15 @@ def reinitialize(model: PreTrainedModel, num_layers: int) -> None:
                 nn.init.zeros_(part.bias)
 
 
+def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"--gradient_checkpointing: {type(model).__name__} does not support it: leave it out, "
+            "and lower --per_device_train_batch_size to save memory"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def _check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that the model takes what the tokenizer gives.
 
@@ -206,6 +225,65 @@ def _check_fit(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTok
             f"--max_length {max_length} is more than the {positions} tokens that the model takes: "
             f"give --max_length {positions} or less"
         )
+
+
+@torch.no_grad()
+def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model the padding token of its tokenizer, and check the side it is put on.
+
+    Padding on the left leaves the logits of XLNet and of rotary positions alone, but shifts the
+    positions of GPT-2 and BERT.
+
+    Raises:
+        InputError: the logits of a row would depend on the rows that it is batched with.
+    """
+    config = model.config.get_text_config()
+    # Decoders classify at the last token that is not this one. Encoders such as RoBERTa count
+    # positions from the one that they were pretrained with.
+    if config.pad_token_id is None or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.padding_side == "right":
+        return
+    row = tokenizer(PROBE, return_tensors="pt")
+    longer = row["input_ids"].shape[1] + 4
+    padded = tokenizer(PROBE, padding="max_length", max_length=longer, return_tensors="pt")
+    if not torch.allclose(model(**row).logits, model(**padded).logits, rtol=1e-2, atol=1e-3):
+        raise InputError(
+            f"--model_name_or_path: its tokenizer pads on the left, which changes what "
+            f"{type(model).__name__} computes for a row: set padding_side to right in "
+            "tokenizer_config.json"
+        )
+
+
+def freeze_unused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Freeze the weights that no row reaches, such as XLNet's `mask_emb`.
+
+    DDP waits for a gradient of every weight that is not frozen. Its `find_unused_parameters`
+    searches the graph of each update; here that of one row is searched, in evaluation mode, once.
+    An expert that this row is not sent to stays: where some modules of a list are used, all are.
+    """
+    used = _weights_behind(model(**tokenizer(PROBE, return_tensors="pt")).logits)
+    for modules in model.modules():
+        if isinstance(modules, nn.ModuleList | nn.ModuleDict):
+            weights = [{id(weight) for weight in part.parameters()} for part in modules.children()]
+            unused = [part for part in weights if not part & used]
+            if len(unused) < len(weights):
+                used = used.union(*unused)
+    for weight in model.parameters():
+        if id(weight) not in used:
+            weight.requires_grad_(False)
+
+
+def _weights_behind(output: Tensor) -> set[int]:
+    """Return the `id` of each weight that a gradient of `output` would reach."""
+    found, seen, nodes = set(), set(), [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(id(getattr(node, "variable", None)))  # only the graph's leaves have one
+            nodes += [following for following, _ in node.next_functions]
+    return found
 
 
 def revision_of(name: str, revision: str | None) -> str | None:

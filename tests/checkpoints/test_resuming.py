@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import assert_same_run, read_metrics, read_weights
+from conftest import assert_same_run, read_metrics, read_weights, save_tiny_bert
 from runs import StopAfter, difference, run, run_until
 from transformers import AutoTokenizer, LukeConfig, LukeForSequenceClassification
 
@@ -60,6 +60,23 @@ def test_resuming_with_another_accumulation_keeps_the_batches(flags, tmp_path):
     run(flags, tmp_path / "out", "--gradient_accumulation_steps=2")
     rest, once = (read_weights(tmp_path / name / "epoch_0") for name in ("out", "whole"))
     assert difference(rest, once) < 1e-6
+
+
+def test_gradient_checkpointing_may_change_and_changes_no_bit(two_epochs, checkpointed, tmp_path):
+    """With dropout, whose masks the second forward pass of a layer draws again."""
+    source = f"--resume_from_checkpoint={checkpointed / 'step_3'}"
+    run(two_epochs, tmp_path, source, "--checkpointing_steps=14", "--gradient_checkpointing")
+    assert_same_run(tmp_path, checkpointed, "step_14")
+
+
+def test_rejects_a_checkpoint_of_another_model(flags, tmp_path):
+    """Of the same name: the weights in its folder were replaced by those of another size."""
+    model = save_tiny_bert(tmp_path / "bert", dropout=0.0)
+    more = [f"--model_name_or_path={model}"]
+    run_until(flags, tmp_path / "out", 5, *more)
+    save_tiny_bert(model, dropout=0.0, num_layers=3)
+    with pytest.raises(InputError, match="step_.* does not fit this run: .*encoder.layer.2"):
+        run(flags, tmp_path / "out", *more)
 
 
 def test_drops_a_half_written_line_of_the_log(flags, tmp_path):

@@ -254,7 +254,15 @@ def test_fills_an_empty_micro_batch_with_a_row_that_does_not_count(tokenizer):
     batch = collator(tokenizer)([])
     assert batch["labels"].tolist() == [IGNORED]
     assert batch["row"].tolist() == [-1]
-    assert batch["input_ids"].tolist() == [tokenizer("")["input_ids"]]
+    assert batch["input_ids"].tolist() == [tokenizer("[PAD]")["input_ids"]]
+    assert batch["attention_mask"].all()  # the softmax of a row that is masked whole is NaN
+
+
+def test_fills_with_rows_that_have_as_many_separators(tokenizer):
+    """BART, which classifies at the last separator, refuses other rows."""
+    batch = collator(tokenizer, num_rows=3)([row(3), row(7, 1)])
+    assert batch["input_ids"][2].tolist() == batch["input_ids"][0].tolist()
+    assert batch["row"].tolist() == [0, 1, -1]
 
 
 @pytest.mark.parametrize(

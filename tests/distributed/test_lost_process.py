@@ -1,23 +1,13 @@
 """A process is gone: the others end soon and name it, and a restart resumes by itself."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 
 import pytest
-from conftest import (
-    ROOT,
-    SCRIPT,
-    arguments_of,
-    assert_same_run,
-    last_update,
-    start_script,
-    wait_for,
-    workers,
-)
+from conftest import arguments_of, assert_same_run, last_update, start_script, wait_for, workers
+from machines import start_two, two_machines
 
 from lib.distributed.heartbeat import lost_message
 
@@ -66,27 +56,8 @@ def test_max_restarts_resumes_from_the_newest_checkpoint(long_flags, whole, tmp_
 
 @pytest.fixture
 def machines():
-    """Two network namespaces that a virtual cable connects."""
-    if shutil.which("ip") is None or os.getuid() != 0:
-        pytest.skip("network namespaces need iproute2's ip, and root")
-    names = [f"mrpc{os.getpid()}{letter}" for letter in "ab"]
-    steps = [["ip", "netns", "add", name] for name in names]
-    steps.append(["ip", "link", "add", "veth0", "netns", names[0], "type", "veth",
-                  "peer", "name", "veth0", "netns", names[1]])  # fmt: skip
-    for number, name in enumerate(names, start=1):
-        inside = ["ip", "-n", name]
-        steps.append([*inside, "addr", "add", f"10.97.0.{number}/24", "dev", "veth0"])
-        steps.append([*inside, "link", "set", "veth0", "up"])
-        steps.append([*inside, "link", "set", "lo", "up"])
-    try:
-        for step in steps:
-            done = subprocess.run(step, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
+    with two_machines() as names:
         yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 def test_a_cut_link_between_two_machines_ends_both_sides(long_flags, whole, machines, tmp_path):
@@ -104,34 +75,3 @@ def test_a_cut_link_between_two_machines_ends_both_sides(long_flags, whole, mach
     processes = start_two(arguments, log, machines=machines)
     assert [process.wait(120) for process in processes] == [0, 0]
     assert_same_run(folder, whole(2, 1), "step_210")
-
-
-def start_two(arguments, log, machines=None):
-    """Start two processes without a launcher, as srun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        inside = ["ip", "netns", "exec", machines[rank]] if machines else []
-        environment = {
-            **os.environ,
-            "ACCELERATE_USE_CPU": "true",
-            "RANK": str(rank),
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "10.97.0.1" if machines else "127.0.0.1",
-            "MASTER_PORT": str(port),
-            **({"GLOO_SOCKET_IFNAME": "veth0"} if machines else {}),
-        }
-        with log.open("a") as file:
-            processes.append(
-                subprocess.Popen(
-                    [*inside, sys.executable, "-u", str(SCRIPT), *arguments],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return processes

@@ -1,6 +1,5 @@
 """Signals to real processes, at any moment, and processes that are killed without warning."""
 
-import contextlib
 import json
 import os
 import random
@@ -13,6 +12,7 @@ import pytest
 from conftest import (
     arguments_of,
     assert_same_run,
+    kill_all,
     last_update,
     run_script,
     start_script,
@@ -243,22 +243,4 @@ def killed(arguments, num_processes, log, *, seconds):
         assert process.returncode == 0, log.read_text()
         return False
     kill_all(process, num_processes)
-    return True
-
-
-def kill_all(process, num_processes):
-    """Kill all processes at once, as a power failure does."""
-    pids = workers(process.pid) if num_processes > 1 else []
-    for pid in [process.pid, *pids]:
-        with contextlib.suppress(ProcessLookupError):  # it may just have finished
-            os.kill(pid, signal.SIGKILL)
-    process.wait(10)
-    wait_for(lambda: not any(alive(pid) for pid in pids))
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
     return True

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
+from unittest import mock
 
 import pytest
 from conftest import ROOT, assert_same_run, last_update, run_script, wait_for
@@ -115,12 +117,9 @@ def test_a_job_that_is_preempted_and_warned(
 def test_a_node_goes_down(cluster, long_flags, whole, tmp_path):
     """Without a warning; the two processes start again from the newest checkpoint."""
     folder, log = tmp_path / "out", tmp_path / "log"
-    cluster.environment["ACCELERATE_USE_CPU"] = "true"
-    try:
-        arguments = [*long_flags, f"--output_dir={folder}"]
+    arguments = [*long_flags, f"--output_dir={folder}"]
+    with mock.patch.dict(cluster.environment, ACCELERATE_USE_CPU="true"):
         number = cluster.submit("multi_node.sbatch", log, arguments=arguments)
-    finally:
-        del cluster.environment["ACCELERATE_USE_CPU"]
     wait_for(lambda: trains(folder, after=80))
     cluster.command("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     wait_for(lambda: cluster.job(number)["Restarts"] == "1")
@@ -132,15 +131,41 @@ def test_a_node_goes_down(cluster, long_flags, whole, tmp_path):
 
 
 @pytest.mark.processes
+def test_a_configuration_of_accelerate(cluster, long_flags, tmp_path):
+    """FSDP2 on two nodes; the warning to the batch script stops the tasks, and they go on."""
+    folder, log = tmp_path / "out", tmp_path / "log"
+    variables = {
+        "ACCELERATE_USE_CPU": "true",
+        "CONFIG_FILE": "accelerate_configs/fsdp2.yaml",
+        "PYTHONPATH": str(ROOT / "tests" / "end_to_end" / "fsdp_tasks"),
+    }
+    arguments = [*long_flags, "--num_train_epochs=20", f"--output_dir={folder}"]
+    with mock.patch.dict(cluster.environment, variables):
+        number = cluster.submit("multi_node.sbatch", log, arguments=arguments)
+    wait_for(lambda: trains(folder))
+    cluster.command("scancel", "--batch", "--signal=USR1", number)
+    wait_for(lambda: read_status(folder)["status"] == "preempted")
+    cluster.wait(number, "COMPLETED")
+    assert read_status(folder)["status"] == "finished"
+    assert cluster.job(number)["Restarts"] == "1"
+    printed = log.read_text()
+    assert "stopped by SIGUSR1 after update" in printed
+    assert printed.count("resuming from") == 1
+    # The doctor reads the file as well, at each start.
+    assert len(re.findall(r"^ok +precision +bf16$", printed, re.MULTILINE)) == 2
+    # By each of two tasks, at each of two starts.
+    assert printed.count("sharded: 41 of 41 parameters") == 4
+    assert json.loads((folder / "manifest.json").read_text())["precision"] == "bf16"
+    wait_for(lambda: not cluster.leftovers(number), seconds=30)
+
+
+@pytest.mark.processes
 def test_an_element_of_an_array_is_requeued(cluster, long_flags, whole, tmp_path):
     """Each seed has its own folder, and only the one that was stopped starts again."""
-    cluster.environment["OUTPUT"] = str(tmp_path / "seeds")
-    try:
+    with mock.patch.dict(cluster.environment, OUTPUT=str(tmp_path / "seeds")):
         array = cluster.submit(
             "seeds_array.sbatch", tmp_path / "log-%a", "--array=42-43", arguments=long_flags
         )
-    finally:
-        del cluster.environment["OUTPUT"]
     first, second = (tmp_path / "seeds" / f"seed_{seed}" for seed in (42, 43))
     wait_for(lambda: trains(first))
     number = cluster.job(f"{array}_42")["JobId"]
@@ -161,8 +186,10 @@ def test_tasks_that_do_not_see_each_other_are_rejected(cluster, long_flags, tmp_
     arguments = [*long_flags, f"--output_dir={tmp_path / 'out'}"]
     number = cluster.submit("cpu.sbatch", log, "--ntasks=2", arguments=arguments)
     job = cluster.wait(number, "FAILED")
-    assert job["ExitCode"] == "2:0"
-    assert "they do not see each other" in log.read_text()
+    assert job["ExitCode"] == "1:0"  # the doctor's
+    printed = log.read_text()
+    assert "FAIL processes" in printed
+    assert "they do not see each other" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -186,9 +213,27 @@ def test_requeues_a_task_that_its_warning_kills(tmp_path, warns, queued):
     assert ("did requeue 7" in done.stdout) == queued
 
 
+def test_a_warning_while_the_doctor_looks_requeues_the_job(tmp_path):
+    """Slurm requeues no job that ends by itself after a warning."""
+    for name, does in (("python", "kill -USR1 $PPID; exit 1"), ("scontrol", 'echo "did $*"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", ". slurm/supervise.sh; check python; supervise python"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.count("did requeue 7")) == (75, 1)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_ask_for_what_they_need(path):
     text = path.read_text()
     for option in ("--requeue", "--open-mode=append", "--signal=B:USR1@"):
         assert f"#SBATCH {option}" in text
+    assert text.index('lib.doctor "$@"\n') < text.index("\nsupervise")
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import save_tiny_bert
 from torch.nn.functional import cross_entropy, mse_loss
+from transformers import BertForSequenceClassification
 
 from lib.data.tasks import IGNORED
 from lib.errors import InputError
@@ -24,6 +25,7 @@ def load(folder, **changes):
         "max_length": 64,
         "ignore_mismatched_sizes": False,
         "reinit_layers": 0,
+        "gradient_checkpointing": False,
         "seed": 1,
     }
     return load_model(str(folder), None, False, tokenizer_of(folder), **{**arguments, **changes})
@@ -89,6 +91,23 @@ def test_new_weights_follow_from_the_seed(bert):
     one, same, other = (load(bert, seed=seed).classifier.weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_gradient_checkpointing_runs_the_layers_twice(bert):
+    model = load(bert, gradient_checkpointing=True).train()
+    calls = []
+    for layer in encoder_layers(model):
+        layer.attention.register_forward_hook(lambda *_: calls.append(1))
+    loss = model(input_ids=torch.tensor([[2, 5, 6, 3]])).logits.sum()
+    assert len(calls) == 2
+    loss.backward()
+    assert len(calls) == 4
+
+
+def test_rejects_gradient_checkpointing_where_there_is_none(bert, monkeypatch):
+    monkeypatch.setattr(BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    with pytest.raises(InputError, match="--gradient_checkpointing: BertForSequenceClassification"):
+        load(bert, gradient_checkpointing=True)
 
 
 def test_names_of_labels_are_kept(bert):
