@@ -161,7 +161,7 @@ def test_stopped_by_sigterm_and_sigkill_it_ends_with_the_same_bits(long, whole, 
         kill(process)
     assert run_to_the_end(log, *arguments) == 0, log.read_text()
     assert log.read_text().count("resuming from") == 2
-    assert_same_run(folder, whole, "step_42")
+    assert_same_run(folder, whole, "step_40")
 
 
 def counted():
