@@ -28,10 +28,12 @@ def configure(
     precision of the forward pass.
 
     Raises:
-        InputError: the model has no stack of layers, or Accelerate cannot shard what the user asks.
+        InputError: the model has no stack of layers or shares weights between modules, or
+            Accelerate cannot shard what the user asks.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
+    _check_shared(model)
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
     plugin = accelerator.state.fsdp_plugin
@@ -44,6 +46,17 @@ def configure(
             layers = {type(layer).__name__ for layer in encoder_layers(model)}
             plugin.transformer_cls_names_to_wrap = sorted(layers)
         _check_classes(model, plugin.transformer_cls_names_to_wrap)
+
+
+def _check_shared(model: PreTrainedModel) -> None:
+    """Check that no weight is in two modules, as the embeddings of T5 and BART are."""
+    once = dict(model.named_parameters())
+    again = dict(model.named_parameters(remove_duplicate=False)).keys() - once
+    if again:
+        raise InputError(
+            f"FSDP2 cannot shard {type(model).__name__}, whose {min(again)} is also the weight of "
+            "another module: use accelerate_configs/multi_gpu.yaml"
+        )
 
 
 def _check_classes(model: PreTrainedModel, names: Sequence[str]) -> None:

@@ -38,6 +38,8 @@ from transformers import (
     LukeForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
     pipeline,
 )
 
@@ -335,6 +337,13 @@ def test_shards_the_encoder_layers_unless_the_user_names_others(bert_model):
 def test_refuses_what_cannot_be_sharded(bert_model, options, message):
     with pytest.raises(InputError, match=message):
         configured(bert_model, **options)
+
+
+def test_refuses_weights_that_two_modules_share():
+    sizes = {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8}
+    model = T5ForSequenceClassification(T5Config(vocab_size=32, **sizes))
+    with pytest.raises(InputError, match=r"embed_tokens.weight is also the weight of another"):
+        configured(model)
 
 
 def test_a_model_without_a_stack_of_layers_is_not_sharded_by_layers(bert_model, monkeypatch):
