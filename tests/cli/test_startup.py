@@ -9,6 +9,7 @@ import time
 import pytest
 from conftest import ROOT, SCRIPT, start_script, wait_for
 
+from lib.backends.xla import script_arguments
 from lib.cli.config import FLAGS, TrainConfig
 from lib.cli.parsing import parse_arguments
 from lib.cli.resuming import FREE_FLAGS, LONGER_FLAGS
@@ -118,3 +119,17 @@ def test_a_flag_is_declared_once():
         "config", "hub_token", "dry_run", "overwrite_output_dir", "resume_from_checkpoint",
     }  # fmt: skip
     assert "secret" not in repr(TrainConfig(hub_token="secret"))
+
+
+@pytest.mark.parametrize(
+    ("words", "position"),
+    [
+        (["accelerate", "launch", "--config_file", "tpu.yaml", str(SCRIPT), "--demo"], 4),
+        ([str(SCRIPT), "--demo"], 0),
+    ],
+)
+def test_finds_its_flags_where_the_launcher_of_tpus_imports_it(monkeypatch, words, position):
+    """In the launcher, and in a process that it starts; other importers name no script."""
+    assert script_arguments(str(SCRIPT)) == []
+    monkeypatch.setattr(sys, "argv", words)
+    assert script_arguments(str(SCRIPT)) == words[position:]
