@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast torture check deepspeed clean
+.PHONY: demo test test-fast test-xla torture check deepspeed clean
 
 # Train, evaluate, save and predict on the built-in corpus and model: no hub, no account.
 demo: $(VENV)/.installed
@@ -14,6 +14,11 @@ test: $(VENV)/.installed-dev
 # Without the tests that start the script, Slurm or a browser in processes of their own.
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not processes"
+
+# On torch_xla, in an environment of its own, of 8 GB: it has no release for newer versions of torch,
+# and does not import without the libraries for NVIDIA GPUs.
+test-xla: $(VENV)-xla/.installed
+	PJRT_DEVICE=CPU $(VENV)-xla/bin/python -m pytest tests/backends/test_xla.py
 
 # Killed twenty times for each number of processes and accumulation, and for each backend that
 # shards, instead of a few times.
@@ -40,5 +45,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
+$(VENV)-xla/.installed: requirements.txt requirements-dev.txt
+	test -x $(VENV)-xla/bin/python || $(PYTHON) -m venv $(VENV)-xla
+	grep -v '^torch==' requirements.txt | \
+		$(VENV)-xla/bin/pip install --quiet torch==2.9.0 torch_xla==2.9.0 -r /dev/stdin
+	$(VENV)-xla/bin/pip install --quiet $$(grep '^pytest==' requirements-dev.txt)
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-xla .mypy_cache .pytest_cache .ruff_cache

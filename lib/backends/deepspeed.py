@@ -174,7 +174,7 @@ class LossScale:
         vars(self.scaler).update(state)
 
 
-def whole_weights(model: "nn.Module") -> dict[str, "Tensor"]:
+def gather_weights(model: "nn.Module") -> dict[str, "Tensor"]:
     """Return the weights in fp32, under the names of the state dict; empty but on rank 0.
 
     All processes call this.
@@ -192,7 +192,7 @@ def whole_weights(model: "nn.Module") -> dict[str, "Tensor"]:
     return weights
 
 
-def whole_moments(model: "nn.Module", optimizer: Any) -> dict[str, "Tensor"]:
+def gather_moments(model: "nn.Module", optimizer: Any) -> dict[str, "Tensor"]:
     """Return the moments as `<parameter>.<moment>`; empty but on rank 0.
 
     All processes call this.

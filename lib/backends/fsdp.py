@@ -62,18 +62,21 @@ def _check_classes(model: PreTrainedModel, names: Sequence[str]) -> None:
             )
 
 
-def gather(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights, and the moments as `<parameter>.<moment>`; empty but on rank 0."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights; empty but on rank 0. All processes call this."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    # Whole tensors under the names of the parameters: the same for shards, for replicas and for
-    # one process, so that a run may be resumed with any of them.
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole = get_state_dict(model, optimizer, options=options)
-    weights, moments = cast(tuple[dict[str, Any], dict[str, Any]], whole)
-    return weights, {
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+
+
+def gather_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the moments as `<weight>.<moment>`; empty but on rank 0. All processes call this."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    moments = cast(dict[str, Any], get_optimizer_state_dict(model, optimizer, options=options))
+    return {
         f"{name}.{moment}": value
         for name, values in moments.get("state", {}).items()
         for moment, value in values.items()

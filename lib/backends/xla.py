@@ -1,6 +1,6 @@
 """TPUs through torch_xla: the launcher's imports, objects between processes, and precision.
 
-Imports torch_xla nowhere but in functions: only TPUs have it.
+Imports nothing heavy, as the script imports it before it reads the flags.
 """
 
 import os
@@ -15,7 +15,7 @@ from lib.errors import InputError
 
 Value = TypeVar("Value")
 
-# Each turns every fp32 tensor into bf16. Accelerate sets one for `mixed_precision: bf16` on TPUs.
+# Each turns every fp32 tensor into bf16. For `mixed_precision: bf16` on TPUs Accelerate sets one.
 DOWNCASTS = ("XLA_USE_BF16", "XLA_DOWNCAST_BF16")
 
 
@@ -32,39 +32,40 @@ def script_arguments(script: str) -> list[str]:
     return []
 
 
-def check_precision() -> None:
-    """Refuse settings that would silently turn the weights and moments into bf16.
+def configure() -> None:
+    """Prepare this process, before its model is loaded.
 
     Raises:
-        InputError: one is set.
+        InputError: a setting would silently turn the weights and moments into bf16.
     """
-    for name in DOWNCASTS:
-        value = os.environ.get(name, "0")
-        if value.lower() not in ("", "0", "false"):
-            raise InputError(
-                f"{name} is {value}: weights and moments would be bf16, and small updates lost; "
-                "unset it, and set mixed_precision to 'no' as accelerate_configs/tpu.yaml does "
-                "(TPUs multiply fp32 weights in bf16)"
-            )
+    import torch
+    from accelerate.utils import is_torch_xla_available
+    from transformers import AttentionMaskInterface
 
-
-def set_ranks() -> None:
-    """Set this process's rank, as other launchers do: the first on each host prints what is said."""
+    _check_precision(on_tpu=is_torch_xla_available(check_is_tpu=True))
+    # As other launchers set them: the first process of a host prints for all.
     rank = os.environ.get("PJRT_LOCAL_PROCESS_RANK")
     if rank is not None:
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
-
-
-def build_every_mask() -> None:
-    """Make transformers build an attention mask for every batch.
-
-    It leaves out a mask that hides nothing, and reads each batch's from the device to find out.
-    """
-    from transformers import AttentionMaskInterface
-
+    # Weights move to the device as they are; else shared ones (T5, BART) would come apart there.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    # transformers leaves out a mask that hides nothing, and reads it from the device to find out.
     masks = AttentionMaskInterface()
     for name in ("sdpa", "eager"):
         AttentionMaskInterface.register(name, partial(_build_mask, masks[name]))
+
+
+def _check_precision(*, on_tpu: bool) -> None:
+    asked = {name: os.environ.get(name, "0") for name in DOWNCASTS}
+    found = [f"{name} is {value}" for name, value in asked.items() if value not in ("", "0")]
+    if on_tpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+        found.append("mixed_precision is bf16")
+    if found:
+        raise InputError(
+            f"{found[0]}: on TPUs weights and moments would be bf16, and small updates lost; set "
+            "mixed_precision to 'no' as accelerate_configs/tpu.yaml does (TPUs multiply fp32 "
+            "weights in bf16), and unset the variable"
+        )
 
 
 def _build_mask(build: Callable[..., Any], **options: Any) -> Any:

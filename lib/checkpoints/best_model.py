@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -15,9 +14,9 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import custom_object_save
 
-from lib.backends import deepspeed
 from lib.checkpoints.atomic import beside, link, remove, writing
 from lib.checkpoints.run_folder import CONFIG_FILE
+from lib.checkpoints.tensors import gather_weights
 from lib.distributed.collectives import on_main_process
 
 WEIGHTS_FILE = "model.safetensors"
@@ -35,7 +34,6 @@ class BestModel:
     ) -> None:
         self.folder = folder
         self.accelerator = accelerator
-        self.model = model
         # Without torch.compile's wrapper, which would rename the weights.
         self.plain = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.tokenizer = tokenizer
@@ -46,18 +44,9 @@ class BestModel:
         Raises:
             InputError: on all processes, if the folder cannot be written.
         """
-        kind = self.accelerator.distributed_type
-        if kind == DistributedType.DEEPSPEED:
-            weights = deepspeed.whole_weights(self.plain)
-        else:
-            sharded = kind == DistributedType.FSDP
-            weights = self.accelerator.get_state_dict(self.model if sharded else self.plain)
-        if kind == DistributedType.XLA:  # safetensors takes only tensors with a storage
-            weights = {name: value.cpu() for name, value in weights.items()}
-        on_main_process(
-            self.accelerator,
-            partial(self._replace, partial(self._write_new, dict(weights))),
-        )
+        weights = gather_weights(self.accelerator, self.plain)
+        write = partial(self._write_new, weights)
+        on_main_process(self.accelerator, partial(self._replace, write))
 
     def restore(self, weights_file: Path) -> None:
         """Put the best model that a checkpoint holds back into the folder, bit for bit.

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lib.backends import deepspeed, fsdp
+from lib.backends import deepspeed
 from lib.checkpoints import manifest
 from lib.checkpoints.atomic import (
     beside,
@@ -34,15 +34,19 @@ from lib.checkpoints.atomic import (
 )
 from lib.checkpoints.best_model import WEIGHTS_FILE
 from lib.checkpoints.run_folder import METRICS_FILE
+from lib.checkpoints.tensors import (
+    by_weight,
+    gather_moments,
+    gather_weights,
+    load_tensors,
+    separate,
+)
 from lib.distributed.collectives import on_all_processes, on_main_process
 from lib.errors import InputError
 
 STATE_FILE = "training_state.json"
 MOMENTS_FILE = "optimizer.safetensors"
 BEST_FILE = "best_model.safetensors"
-
-# Weights by name, and moments by weight.
-Tensors = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]
 
 
 @dataclasses.dataclass
@@ -114,8 +118,6 @@ class Checkpoints:
         self.keep = keep
         self.updates_per_epoch = updates_per_epoch
         self.accelerator = accelerator
-        self.by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.sharded = accelerator.distributed_type == DistributedType.FSDP
         self.model = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.objects = {name: item for name, item in objects.items() if item is not None}
@@ -138,20 +140,23 @@ class Checkpoints:
             **dataclasses.asdict(state),
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
         }
-        tensors = self._tensors()
+        files = {
+            WEIGHTS_FILE: gather_weights(self.accelerator, self.model),
+            MOMENTS_FILE: gather_moments(self.accelerator, self.model, self.optimizer),
+        }
         try:
             on_main_process(self.accelerator, partial(_make_room, path))
-            on_all_processes(self.accelerator, partial(self._write, path, tensors))
+            on_main_process(self.accelerator, partial(self._write, path, files))
             on_main_process(self.accelerator, partial(self._complete, path, state, contents))
         finally:
             if self.accelerator.is_main_process:
                 remove(beside(path))
         self.saved = dataclasses.replace(state)
 
-    def _write(self, path: Path, tensors: Mapping[str, dict[str, Tensor]]) -> None:
+    def _write(self, path: Path, files: Mapping[str, Mapping[str, Tensor]]) -> None:
         with writing(path):
-            for file, parts in tensors.items():
-                save_file(parts, beside(path) / file)
+            for name, content in files.items():
+                save_file(separate(content), beside(path) / name)
 
     def _complete(self, path: Path, state: TrainingState, contents: Mapping[str, Any]) -> None:
         new = beside(path)
@@ -178,21 +183,19 @@ class Checkpoints:
         Raises:
             InputError: on all processes, if it is of another model.
         """
-        # The main process alone reads what the others get in shards.
-        read_on = on_main_process if self.sharded else on_all_processes
+        # Under FSDP the main process alone reads what the others get in shards.
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        read_on = on_main_process if sharded else on_all_processes
         tensors = read_on(self.accelerator, partial(self._read_tensors, source)) or ({}, {})
-        state = on_all_processes(self.accelerator, partial(self._load, source, tensors))
-        if self.sharded:
-            fsdp.scatter(self.model, self.optimizer, *tensors)
+        state = on_all_processes(self.accelerator, partial(self._load_objects, source))
+        load_tensors(self.accelerator, self.model, self.optimizer, *tensors)
         return state
 
-    def _load(self, source: Path, tensors: Tensors) -> TrainingState:
+    def _load_objects(self, source: Path) -> TrainingState:
         with _as_input_error(source):
             contents = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
             objects = contents.pop("objects")
             state = TrainingState(**contents)
-            if not self.sharded:
-                self._load_tensors(*tensors)
             for line in (source / METRICS_FILE).read_bytes().splitlines():
                 json.loads(line)
             if state.best_update:
@@ -207,42 +210,11 @@ class Checkpoints:
             self.saved = dataclasses.replace(state)
         return state
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights and moments as the files of a checkpoint; empty except on the main process."""
-        if self.sharded:
-            weights, moments = fsdp.gather(self.model, self.optimizer)
-        elif self.by_deepspeed:
-            weights = deepspeed.whole_weights(self.model)
-            moments = deepspeed.whole_moments(self.model, self.optimizer)
-        elif self.accelerator.is_main_process:
-            weights, moments = self.model.state_dict(), self._moments()
-        if not self.accelerator.is_main_process:
-            return {}
-        return {
-            WEIGHTS_FILE: _separate(weights),
-            MOMENTS_FILE: _separate(moments),
-        }
-
-    def _moments(self) -> dict[str, Tensor]:
-        """The optimizer's tensors as `<parameter>.<moment>`.
-
-        Learning rates, which its own state dict adds, follow from the configuration.
-        """
-        names = {weight: name for name, weight in self.model.named_parameters()}
-        return {
-            f"{names[weight]}.{moment}": value
-            for weight, moments in self.optimizer.state.items()
-            for moment, value in moments.items()
-        }
-
-    def _read_tensors(self, source: Path) -> Tensors:
-        """Read the weights and moments, and check their names and shapes against the model."""
+    def _read_tensors(self, source: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Read weights and moments, and check their names and shapes against the model."""
         with _as_input_error(source):
-            weights, saved = load_file(source / WEIGHTS_FILE), load_file(source / MOMENTS_FILE)
-            moments: dict[str, dict[str, Tensor]] = {}
-            for name, value in saved.items():
-                weight, _, moment = name.rpartition(".")
-                moments.setdefault(weight, {})[moment] = value
+            weights = load_file(source / WEIGHTS_FILE)
+            moments = by_weight(load_file(source / MOMENTS_FILE))
             expected = {name: value.shape for name, value in self.model.state_dict().items()}
             found = {name: value.shape for name, value in weights.items()}
             other = {name for name, _ in expected.items() ^ found.items()}
@@ -252,23 +224,6 @@ class Checkpoints:
             if other:
                 raise ValueError(f"it is of another model, by {', '.join(sorted(other))}")
         return weights, moments
-
-    def _load_tensors(
-        self, weights: dict[str, Tensor], moments: dict[str, dict[str, Tensor]]
-    ) -> None:
-        if self.by_deepspeed:
-            deepspeed.load(self.model, self.optimizer, weights, moments)
-            return
-        self.model.load_state_dict(weights)
-        names = {weight: name for name, weight in self.model.named_parameters()}
-        order = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        state = self.optimizer.state_dict()
-        state["state"] = {
-            index: moments[names[weight]]
-            for index, weight in enumerate(order)
-            if names[weight] in moments  # the others never had a gradient
-        }
-        self.optimizer.load_state_dict(state)
 
     def _prune(self, written: Path, state: TrainingState) -> None:
         """Remove older checkpoints but the best, now that a newer one is in place.
@@ -296,18 +251,6 @@ def _as_input_error(source: Path) -> Iterator[None]:
     except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as bad:
         reason = " ".join(str(bad).split())[:200]
         raise InputError(f"checkpoint {source} does not fit this run: {reason}") from bad
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors on the CPU; those that share memory, as tied embeddings do, as copies."""
-    separate: dict[str, Tensor] = {}
-    seen = set()
-    for name, value in tensors.items():
-        here = value.cpu()  # first: XLA tensors have no storage to ask for
-        place = here.untyped_storage().data_ptr()
-        separate[name] = here.clone() if place in seen else here.contiguous()
-        seen.add(place)
-    return separate
 
 
 def _make_room(path: Path) -> None:

@@ -30,12 +30,10 @@ def process_group(peer_timeout: float) -> Iterator[None]:
 
     Raises:
         LostProcessError: the work failed because another process is gone.
-        InputError: as `xla.check_precision`, or no address to meet at.
+        InputError: as `xla.configure`, or no address to meet at.
     """
     if is_torch_xla_available():
-        xla.check_precision()
-        xla.set_ranks()
-        xla.build_every_mask()
+        xla.configure()
         yield
         return
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))

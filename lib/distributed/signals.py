@@ -52,10 +52,7 @@ class Signals:
         if self.received is not None:
             return
         self.received = signal.Signals(number)
-        children = multiprocessing.active_children() if self.launcher else []
-        for child in children:
-            os.kill(child.pid or 0, number)
-        if children:
+        if self.launcher and _passed_on(number):
             return
         if self.at_once:
             _say(f"stopped by {self.received.name} before the first update")
@@ -65,6 +62,22 @@ class Signals:
             # At once, and below the progress bar: under a launcher the prompt may be back already.
             doing = "saving" if self.saves else "stopping"
             _say(f"{self.received.name} received: {doing}, please wait", before="\n")
+
+
+def _passed_on(number: int) -> bool:
+    """Pass a signal on to the processes that this one started; kill them if one is not ready."""
+    processes = [child.pid for child in multiprocessing.active_children() if child.pid]
+    ready = bool(processes) and all(map(_listens, processes))
+    for process in processes:
+        os.kill(process, number if ready else signal.SIGKILL)
+    return ready
+
+
+def _listens(process: int) -> bool:
+    """True once a process handles SIGTERM, of which it would die before (on Linux, as TPUs are)."""
+    with open(f"/proc/{process}/status") as file:
+        caught = next(line for line in file if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 def _say(line: str, before: str = "") -> None:

@@ -1,5 +1,6 @@
 """TPUs, as far as torch_xla runs on a CPU: one process. `make test-xla` runs these tests."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -9,10 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import (
     ROOT,
     SCRIPT,
@@ -25,9 +29,10 @@ from conftest import (
 )
 from runs import difference, error_line, run
 from safetensors.torch import load_file, save_file
-from transformers import pipeline
+from transformers import T5Config, T5ForSequenceClassification, pipeline
 
 from lib.checkpoints.checkpoint import Checkpoints
+from lib.distributed.process_group import process_group
 from lib.errors import NonFiniteError
 from lib.training import optimization
 from lib.training.meter import Meter
@@ -156,7 +161,7 @@ def test_stopped_by_sigterm_and_sigkill_it_ends_with_the_same_bits(long, whole, 
         kill(process)
     assert run_to_the_end(log, *arguments) == 0, log.read_text()
     assert log.read_text().count("resuming from") == 2
-    assert_same_run(folder, whole, "step_42")
+    assert_same_run(folder, whole, "step_40")
 
 
 def counted():
@@ -165,6 +170,31 @@ def counted():
         (metrics.metric_data(name) or (0,))[0] for name in ("CompileTime", "TransferFromDeviceTime")
     )
     return compilations, transfers
+
+
+def test_stopped_before_it_trains_it_ends_with_one_line_and_75(short, tmp_path):
+    """The process that is to train still imports the launcher, and would die of the signal."""
+    log = tmp_path / "log"
+    process = launch(log, *short, f"--output_dir={tmp_path / 'out'}")
+    started = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        wait_for(lambda: "spawn_main" in commands(started.read_text().split()))
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 75, log.read_text()
+    finally:
+        kill(process)
+    assert log.read_text().count("stopped by SIGTERM before the first update") == 1
+    assert "Traceback" not in log.read_text()
+
+
+def commands(processes):
+    """The command lines of those processes that are alive, in one string."""
+    found = ""
+    for process in processes:
+        with contextlib.suppress(OSError):
+            found += Path(f"/proc/{process}/cmdline").read_text()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +285,20 @@ def test_an_update_that_is_not_finite_is_not_applied(short, tmp_path):
             assert torch.equal(tensors[name], before[name]), name
 
 
+def test_weights_that_are_shared_stay_so_on_the_device():
+    """Else the encoder of T5 would train with embeddings of its own, which no optimizer knows."""
+    with process_group(60.0):
+        config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+        model = T5ForSequenceClassification(config)
+        optimizer = torch.optim.AdamW(model.parameters())
+        model, optimizer = Accelerator().prepare(model, optimizer)
+    shared = model.transformer.shared.weight
+    assert shared.device.type == "xla"
+    assert model.transformer.encoder.embed_tokens.weight is shared
+    assert model.transformer.decoder.embed_tokens.weight is shared
+    assert any(weight is shared for weight in optimizer.param_groups[0]["params"])
+
+
 def test_a_loss_that_overflows_ends_with_one_message(short, bert, tmp_path):
     """As launched; nothing is exported."""
     shutil.copytree(bert, tmp_path / "bert")
@@ -273,7 +317,7 @@ def test_a_loss_that_overflows_ends_with_one_message(short, bert, tmp_path):
     ("variables", "more", "message"),
     [
         ({}, ["--learning_rat=1"], "did you mean --learning_rate"),
-        ({"XLA_USE_BF16": "1"}, [], "XLA_USE_BF16 is 1: weights and moments would be bf16"),
+        ({"XLA_USE_BF16": "1"}, [], "XLA_USE_BF16 is 1: on TPUs weights and moments would be bf16"),
     ],
 )
 def test_refuses_in_one_line(short, tmp_path, variables, more, message):

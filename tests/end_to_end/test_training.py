@@ -161,14 +161,15 @@ def test_stops_at_a_gradient_that_is_not_finite(flags, bert, tmp_path):
     assert "update 1 is not finite" in status["reason"]
 
 
-def test_skips_an_update_that_is_not_finite():
-    """The fused optimizer skips it on the device, before any number is read."""
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_update_that_is_not_finite_leaves_no_trace(fused):
+    """A fused optimizer skips it on the device, and the step of another is undone there."""
     from accelerate import Accelerator
 
     from lib.training.meter import Meter
 
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
     meter = Meter(Accelerator(), optimizer, lambda update: f"look at {update}", 0.0)
     for update, slope in enumerate((1.0, math.inf, 1.0), start=1):
         weight.grad = torch.full((3,), slope)
@@ -178,10 +179,12 @@ def test_skips_an_update_that_is_not_finite():
         optimizer.step()
         if update == 1:
             after_one = weight.detach().clone()
+            moments = {name: value.clone() for name, value in optimizer.state[weight].items()}
             assert not torch.equal(after_one, torch.ones(3))
             norm = pytest.approx(math.sqrt(3))
             assert meter.read() == {"loss": 2.0, "grad_norm": norm, "padding": 0.25}
     assert torch.equal(weight, after_one)
+    assert all(torch.equal(optimizer.state[weight][name], moments[name]) for name in moments)
     with pytest.raises(NonFiniteError, match="update 2 is not finite.*look at 2"):
         meter.check()
 
