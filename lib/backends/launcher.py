@@ -45,7 +45,7 @@ def task_of_srun(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--config_file {args.config_file}: {reason}") from error
-    script = ["-m"] * args.module + [args.training_script]
+    script = [*(["-m"] if args.module else []), args.training_script]
     return [sys.executable, *script, *args.training_script_args], {
         **environment,
         "RANK": os.environ["SLURM_PROCID"],
