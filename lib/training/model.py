@@ -249,7 +249,7 @@ def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     padded = tokenizer(PROBE, padding="max_length", max_length=longer, return_tensors="pt")
     if not torch.allclose(model(**row).logits, model(**padded).logits, rtol=1e-2, atol=1e-3):
         raise InputError(
-            f"--model_name_or_path: its tokenizer pads on the left, which changes what "
+            "--model_name_or_path: its tokenizer pads on the left, which changes what "
             f"{type(model).__name__} computes for a row: set padding_side to right in "
             "tokenizer_config.json"
         )
