@@ -47,6 +47,7 @@ def poisoned(*arguments):
 AcceleratorState.__init__ = enter_deepspeed
 # Compiling DeepSpeed's own collectives for CPUs takes a minute; without them it takes gloo's.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+results.write_report = lambda *_: None  # takes longer than the training
 rank, micro_batches_left = map(int, os.environ.get("NAN_AT", "-1 0").split())
 if os.environ["RANK"] == str(rank):
     optimization.loss_sum = poisoned
@@ -56,7 +57,6 @@ if not sys.argv[1].endswith(".json"):
     sys.exit()
 
 Accelerator.end_training = lambda _: None  # it takes the process group down
-results.write_report = lambda *_: None  # takes longer than the training
 for arguments in json.loads(Path(sys.argv[1]).read_text()):
     AcceleratorState._reset_state()
     with exit_status():
