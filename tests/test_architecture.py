@@ -1,6 +1,7 @@
 """The shape of the source: imports run one way, and files stay short enough to read."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -136,3 +137,32 @@ def test_the_map_names_files_and_names_that_exist():
     for file, name in rows:
         source = (ROOT / file).read_text()
         assert name.split(".")[-1].removeprefix("except ") in source, (file, name)
+
+
+def table_rows(text, first_cell):
+    """The cells of each row of the Markdown table that starts with this cell."""
+    lines = text[text.index(f"| {first_cell} |") :].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows][2:]
+
+
+def test_each_cell_of_the_table_of_backends_names_a_test_that_exists():
+    page = (ROOT / "docs" / "backends.md").read_text()
+    shown = {}
+    for keys, test in table_rows(page, "key"):
+        file, name = re.match(r"`(\S+)::(\w+)`", test).groups()
+        assert f"def {name}(" in (ROOT / file).read_text(), test
+        shown |= dict.fromkeys(keys.split(", "), name)
+    backends = table_rows(page, "backend")
+    cells = [cell for row in backends for cell in row[3:] if cell != "*not run*"]
+    assert sorted(cells) == sorted(shown)
+    files = {path.name for path in (ROOT / "accelerate_configs").iterdir()}
+    assert {row[1].strip("`") for row in backends} == files
+
+
+def test_the_readme_lists_the_backends_as_they_were_run():
+    page = (ROOT / "docs" / "backends.md").read_text()
+    run_on = {row[1].strip("`"): row[2] for row in table_rows(page, "backend")}
+    readme = table_rows((ROOT / "README.md").read_text(), "machine")
+    found = {re.search(r"\w+\.yaml", row[2]).group(): row[1] for row in readme if ".yaml" in row[2]}
+    assert found == run_on

@@ -114,6 +114,22 @@ def test_multi_cpu(flags, tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(("name", "num_processes"), [("single_gpu", 1), ("multi_gpu", 2)])
+def test_the_files_for_gpus_run_on_cpus(flags, tmp_path, name, num_processes):
+    process = launch(
+        name,
+        *[*flags, f"--output_dir={tmp_path}", "--max_train_steps=2"],
+        options=[f"--num_processes={num_processes}"],
+        ACCELERATE_USE_CPU="true",
+    )
+    printed = output_of(process)
+    assert process.returncode == 0, printed
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["device"].startswith(f"{num_processes} x CPU")
+    assert manifest["precision"] == "bf16"
+
+
+@pytest.mark.processes
 def test_two_machines(flags, tmp_path):
     """Two launchers with one process each, which meet by address and port."""
     with socket.socket() as free:
