@@ -229,10 +229,8 @@ def load_inputs(
         folder.check_available(config.to_dict())
     splits = load_splits(
         config.files() or config.dataset_name,
-        task_name=config.task_name,
         revision=config.dataset_revision,
-        text_columns=config.text_columns,
-        label_column=config.label_column,
+        **config.values("task_name", "text_columns", "label_column"),
     ).first(config.max_train_samples, config.max_eval_samples, config.max_predict_samples)
     metrics.check_metric(config.metric_for_best_model, splits.task.metrics)
     source = (config.model_name_or_path, config.model_revision, config.trust_remote_code)
@@ -241,11 +239,8 @@ def load_inputs(
         *source,
         tokenizer,
         label_names=splits.task.labels,
-        max_length=config.max_length,
-        ignore_mismatched_sizes=config.ignore_mismatched_sizes,
-        reinit_layers=config.reinit_layers,
-        gradient_checkpointing=config.gradient_checkpointing,
-        seed=config.seed,
+        **config.values("max_length", "seed", "reinit_layers"),
+        **config.values("ignore_mismatched_sizes", "gradient_checkpointing"),
     )
     columns, max_length = list(splits.task.columns), config.max_length
     encode = partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=max_length)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lib.cli.config import FLAGS, TrainConfig
-from lib.cli.flags import Flag, checked, did_you_mean
+from lib.cli.flags.declaration import Flag, checked, did_you_mean
 from lib.errors import InputError
 
 DESCRIPTION = """\

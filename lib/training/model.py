@@ -58,6 +58,7 @@ def load_model(
     revision: str | None,
     trust_remote_code: bool,
     tokenizer: PreTrainedTokenizerBase,
+    /,
     *,
     label_names: tuple[str, ...],
     max_length: int,

@@ -1,4 +1,4 @@
-"""How a flag is declared and checked. The flags themselves are in config.py."""
+"""How a flag is declared and checked."""
 
 import dataclasses
 import difflib

@@ -1,0 +1,1 @@
+"""The flags of a run, each declared once, in the groups of `--help`."""

@@ -1,0 +1,35 @@
+"""The flags of the model."""
+
+import dataclasses
+import functools
+
+from lib.cli.flags.declaration import at_least, flag
+
+_model = functools.partial(flag, "model")
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class ModelFlags:
+    """Which model is trained."""
+
+    model_name_or_path: str = _model(
+        "google-bert/bert-base-uncased",
+        "Model on the hub, or a folder.",
+        metavar="NAME_OR_DIR",
+        is_path=True,
+    )
+    model_revision: str | None = _model(None, "Branch, tag or commit of the model on the hub.")
+    use_slow_tokenizer: bool = _model(
+        False, "Use the tokenizer written in Python, where the model has one."
+    )
+    trust_remote_code: bool = _model(
+        False, "Execute code that comes with the model. Off unless you ask for it."
+    )
+    ignore_mismatched_sizes: bool = _model(
+        False, "Replace a classifier that has another number of labels by a new one."
+    )
+    reinit_layers: int = _model(
+        0,
+        "Start the top N encoder layers, and the pooler, from random weights.",
+        rule=at_least(0, "it counts encoder layers from the top"),
+    )
