@@ -76,25 +76,10 @@ def load_model(
             finite, the classifier has another number of labels, `max_length` is too long, or the
             model has no gradient checkpointing.
     """
-    num_labels = len(label_names) or 1
     torch.manual_seed(seed)
-    try:
-        config = AutoConfig.from_pretrained(
-            name, revision=revision or "main", trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(_unloadable(name, "config.json", error)) from error
-    saved_labels = config.num_labels if _has_classifier(config) else num_labels
-    if saved_labels != num_labels and not ignore_mismatched_sizes:
-        raise InputError(
-            f"--model_name_or_path {name} classifies into {saved_labels} labels, the data have "
-            f"{num_labels}: --ignore_mismatched_sizes replaces the classifier by a new one"
-        )
-    config.num_labels = num_labels
-    config.problem_type = "single_label_classification" if label_names else "regression"
-    if label_names:
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {label: number for number, label in enumerate(label_names)}
+    config = _load_config(
+        name, revision, trust_remote_code, label_names, may_replace=ignore_mismatched_sizes
+    )
     try:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             name,
@@ -123,6 +108,36 @@ def load_model(
     if gradient_checkpointing:
         _enable_gradient_checkpointing(model)
     return model
+
+
+def _load_config(
+    name: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    label_names: tuple[str, ...],
+    *,
+    may_replace: bool,
+) -> Any:
+    """Load config.json, and give it the labels of the data."""
+    num_labels = len(label_names) or 1
+    try:
+        config = AutoConfig.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(_unloadable(name, "config.json", error)) from error
+    saved_labels = config.num_labels if _has_classifier(config) else num_labels
+    if saved_labels != num_labels and not may_replace:
+        raise InputError(
+            f"--model_name_or_path {name} classifies into {saved_labels} labels, the data have "
+            f"{num_labels}: --ignore_mismatched_sizes replaces the classifier by a new one"
+        )
+    config.num_labels = num_labels
+    config.problem_type = "single_label_classification" if label_names else "regression"
+    if label_names:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {label: number for number, label in enumerate(label_names)}
+    return config
 
 
 def _check_weights(
