@@ -64,11 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     # Before PyTorch is imported, as a run does it.
     findings = [
         versions(REQUIREMENTS),
-        accelerate_settings(config.gradient_accumulation_steps),
+        accelerate_settings(config.gradient_accumulation_steps, config.mixed_precision()),
         hub(*model, dataset),
         accelerators(),
         processes(environment),
-        precision(environment.get("ACCELERATE_MIXED_PRECISION", "no")),
+        precision(environment.get(settings.MIXED_PRECISION, "no")),
         threads(environment),
         launcher(environment),
         *caches(environment),
@@ -112,11 +112,12 @@ def versions(requirements: Path) -> Finding:
     return Finding(OK, "versions", f"as tested (Python {sys.version.split()[0]})")
 
 
-def accelerate_settings(accumulation: int | None) -> Finding:
+def accelerate_settings(accumulation: int | None, precision: str | None) -> Finding:
     """Check what `accelerate launch` or the batch script has set."""
     subject = "accelerate"
     try:
         settings.check(os.environ, accumulation)
+        settings.use_precision(os.environ, precision)
         deepspeed.check_settings()
     except InputError as error:
         return Finding(FAIL, subject, str(error))

@@ -12,6 +12,7 @@ from lib.errors import InputError
 TRUE = ("1", "true", "yes", "y", "t", "on")
 FALSE = ("0", "false", "no", "n", "f", "off", "none", "")
 
+MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 FSDP = "ACCELERATE_USE_FSDP"
 DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 # What each of them makes Accelerate's `distributed_type`.
@@ -205,7 +206,7 @@ def check(environment: Mapping[str, str], accumulation: int | None) -> None:
     Raises:
         InputError: one of them is set; the message names ours.
     """
-    _check_precision(environment.get("ACCELERATE_MIXED_PRECISION", "no"))
+    _check_precision(environment.get(MIXED_PRECISION, "no"))
     for line in _dishonored(environment, REFUSED):
         raise InputError(line)
     if not is_true(environment.get(DEEPSPEED)):
@@ -213,6 +214,26 @@ def check(environment: Mapping[str, str], accumulation: int | None) -> None:
             environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"), accumulation or 1
         )
     _check_processes(environment)
+
+
+def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> None:
+    """Ask Accelerate for a mixed precision, bf16 or fp16, as its launcher does.
+
+    "no" in the environment is what the launcher sets where it was told nothing, and its
+    questionnaire writes it to every file: there is no telling it from a wish.
+
+    Raises:
+        InputError: the launcher was told another.
+    """
+    told = environment.get(MIXED_PRECISION, "no")
+    if wanted is None or told == wanted:
+        return
+    if told != "no":
+        raise InputError(
+            f"--{wanted} contradicts accelerate launch --mixed_precision {told} "
+            f"({MIXED_PRECISION}): leave one of them out"
+        )
+    environment[MIXED_PRECISION] = wanted
 
 
 def unused(environment: Mapping[str, str]) -> list[str]:
@@ -251,8 +272,8 @@ def _check_precision(value: str) -> None:
     """Accelerate runs fp32 for a name that it does not know, such as BF16 in capitals."""
     if value not in ("no", "fp16", "bf16"):
         raise InputError(
-            f"Accelerate's mixed_precision: {value} (ACCELERATE_MIXED_PRECISION) is none of no, "
-            "bf16 and fp16, in which this script runs: set bf16"
+            f"Accelerate's mixed_precision: {value} ({MIXED_PRECISION}) is none of no, bf16 and "
+            "fp16, in which this script runs: set bf16"
         )
 
 

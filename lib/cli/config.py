@@ -43,6 +43,10 @@ class TrainConfig(
         paths = {name: getattr(self, f"{name}_file") for name in ("train", "validation", "test")}
         return {name: path for name, path in paths.items() if path is not None}
 
+    def mixed_precision(self) -> str | None:
+        """The precision that --bf16 or --fp16 asks for; None leaves it to Accelerate's launcher."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else None
+
     def values(self, *names: str) -> dict[str, Any]:
         """The values of these flags by name, as keyword arguments of the same names."""
         return {name: getattr(self, name) for name in names}

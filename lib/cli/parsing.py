@@ -2,6 +2,8 @@
 
 import argparse
 import functools
+import multiprocessing
+import os
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -10,13 +12,15 @@ from typing import Any, NoReturn
 
 from lib.cli.config import FLAGS, TrainConfig
 from lib.cli.flags.declaration import Flag, checked, did_you_mean
+from lib.cli.translations import ALIASES, NAMES, translate
 from lib.errors import InputError
 
 DESCRIPTION = """\
 Fine-tune a BERT on GLUE/MRPC, on another GLUE task, or on sentence pairs of your own.
 
 With no flags: BERT base on MRPC, both from the Hugging Face hub. --demo takes a minute and needs
-no network; --dry_run shows what a run would do. Underscores and hyphens are the same."""
+no network; --dry_run shows what a run would do. Underscores and hyphens are the same. Most flags
+of run_glue.py and Trainer are understood too: docs/from-run-glue.md."""
 
 # What people change first.
 USAGE = """accelerate launch train_mrpc.py
@@ -39,8 +43,17 @@ def parse_arguments(arguments: Sequence[str]) -> TrainConfig:
     given, unknown = _parser().parse_known_args([_with_underscores(word) for word in arguments])
     if unknown:
         raise InputError(_unknown_flag(unknown[0]))
-    flags = vars(given)
+    flags = _translated(vars(given))
     return TrainConfig(**{**(_read_yaml(flags["config"]) if "config" in flags else {}), **flags})
+
+
+def _translated(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags under our names; print which of the others a run does not need."""
+    flags, remarks = translate(given)
+    if os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None:
+        for remark in remarks:
+            print(f"train_mrpc: {remark}", flush=True)
+    return flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +78,23 @@ def _parser() -> _Parser:
         if declared.group not in groups:
             groups[declared.group] = parser.add_argument_group(declared.group)
         _add(groups[declared.group], name, declared)
+    for name in NAMES:
+        if name in ALIASES and FLAGS[ALIASES[name]].kind is not bool:
+            parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+            continue
+        parser.add_argument(f"--{name}", action=_Other, nargs="*", help=argparse.SUPPRESS)
+        parser.add_argument(
+            f"--no_{name}", dest=name, action="store_const", const=False, help=argparse.SUPPRESS
+        )
     return parser
+
+
+class _Other(argparse.Action):
+    """Store the value of a flag of another script: true without one, a list of several."""
+
+    def __call__(self, _: Any, namespace: argparse.Namespace, words: Any, *__: Any) -> None:
+        value = words[0] if len(words) == 1 else words or True
+        setattr(namespace, self.dest, value)
 
 
 def _add(group: argparse._ArgumentGroup, name: str, declared: Flag) -> None:
@@ -130,15 +159,17 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise InputError(f"--config {path} is not YAML: {reason}") from error
     if not isinstance(given, Mapping):
         raise InputError(f"--config {path} must hold one 'flag: value' line for each flag")
-    for name, value in given.items():
-        if name not in FLAGS or name == "config":
+    for name in given:
+        if name not in FLAGS.keys() | NAMES or name == "config":
             hint = did_you_mean(str(name), [*FLAGS]) or "--help lists them all"
             raise InputError(f"--config {path}: unknown flag {name}: {hint}")
-        try:
+    try:
+        flags = _translated(given)
+        for name, value in flags.items():
             checked(name, value, FLAGS[name])
-        except InputError as error:
-            raise InputError(f"--config {path}: {str(error).removeprefix('--')}") from error
-    return dict(given)
+    except InputError as error:
+        raise InputError(f"--config {path}: {str(error).removeprefix('--')}") from error
+    return flags
 
 
 def _yaml_loader(yaml: types.ModuleType) -> Any:

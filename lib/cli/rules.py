@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lib.backends.settings import MIXED_PRECISION
 from lib.errors import InputError
 
 if TYPE_CHECKING:  # it imports this module
@@ -23,6 +25,8 @@ def check_rules(config: "TrainConfig") -> None:
     _check_files(config)
     _check_folders(config)
     _check_updates(config)
+    if config.bf16 and config.fp16:
+        raise InputError("--bf16 and --fp16 contradict each other: leave one of them out")
     if "none" in config.report_to and len(config.report_to) > 1:
         raise InputError(f"--report_to {' '.join(config.report_to)}: none stands alone")
     if len(config.text_columns) > 2:
@@ -101,8 +105,14 @@ def resolve(config: "TrainConfig", num_processes: int) -> tuple["TrainConfig", i
     The choices are the same for any number of processes.
 
     Raises:
-        InputError: as `resolve_batch_sizes`.
+        InputError: as `resolve_batch_sizes`, or the environment lacks the precision.
     """
+    wanted = config.mixed_precision()
+    if wanted not in (None, os.environ.get(MIXED_PRECISION)):
+        raise InputError(
+            f"{wanted}=True came too late for Accelerate: set {MIXED_PRECISION}={wanted} in the "
+            "environment before the Accelerator is made, as the command line does"
+        )
     batch_size, accumulation = resolve_batch_sizes(
         config.train_batch_size,
         config.per_device_train_batch_size,

@@ -28,6 +28,7 @@ def start(arguments: list[str]) -> TrainConfig:
         config = parse_arguments(arguments[1:])
         hide_token(arguments)
         settings.check(os.environ, config.gradient_accumulation_steps)
+        settings.use_precision(os.environ, config.mixed_precision())
         deepspeed.check_settings()
         go_offline_if_unreachable(
             config.model_name_or_path,

@@ -125,10 +125,9 @@ def _converted(name: str, value: Any, kind: type) -> Any:
         if isinstance(value, float):
             raise rejected
         return str(value)
-    if kind is int and isinstance(value, float):
-        raise rejected
     try:
-        number = kind(value)
+        # Trainer writes whole numbers as 3.0 too.
+        number = kind(str(value).removesuffix(".0")) if kind is int else kind(value)
     except ValueError:
         raise rejected from None
     if not math.isfinite(number):
