@@ -72,7 +72,8 @@ COMMAND = """
     --save_steps 100 --save_total_limit 3 --logging_strategy steps --logging_steps 5
     --load_best_model_at_end --metric_for_best_model eval_f1
     --train_sampling_strategy group_by_length --activation_checkpointing --report_to wandb
-    --project team --run_name mine --no_use_fast_tokenizer --dataloader_num_workers 2 --seed 7 --output_dir out
+    --project team --run_name mine --no_use_fast_tokenizer --dataloader_num_workers 2 --seed 7
+    --output_dir out
 """
 
 
