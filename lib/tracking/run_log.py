@@ -82,9 +82,9 @@ class RunLog:
             earlier=self.earlier,
             wandb_options={
                 "entity": config["wandb_entity"],
-                "name": config["run_name"] or self.folder.resolve().name,
+                "name": config["run_name"],
                 "group": config["run_group"],
-                "tags": config["tags"],
+                "tags": config["tags"] or None,
                 "mode": config["wandb_mode"],
             },
         )

@@ -18,6 +18,10 @@ from lib.errors import InputError
 from lib.tracking import wandb_run
 from lib.tracking.logged_lines import EVALUATED, STEP, Line, key_of, named, trackio_lines
 
+# Where the project is not given: the variables that name it, and ours.
+PROJECT_VARIABLES = {"wandb": "WANDB_PROJECT", "trackio": "TRACKIO_PROJECT"}
+PROJECT = "train_mrpc"
+
 # With one of these set, trackio keeps its runs elsewhere than on this machine.
 TRACKIO_SERVERS = {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"}
 
@@ -54,7 +58,7 @@ class Trackers:
     def start(
         self,
         names: Iterable[str],
-        project: str,
+        project: str | None,
         config: Mapping[str, Any],
         *,
         folder: Path,
@@ -66,16 +70,20 @@ class Trackers:
         """Start trackers, and log the `lines` that they lack.
 
         Args:
+            project: as given; by default that of the environment, else train_mrpc.
             config: the resolved configuration and facts of the run.
             metrics: names of the figures of an evaluation, of which wandb shows the best.
             lines: those of metrics.jsonl up to where the run resumes.
             earlier: those that were logged before the run was started again.
-            wandb_options: entity, name, group, tags and mode for `wandb.init`.
+            wandb_options: entity, name, group, tags and mode as given, for `wandb.init`; where
+                one is None, wandb reads the environment.
         """
         logged = {key_of(named(line)) for line in earlier}
         for name in names:
+            variable = PROJECT_VARIABLES.get(name, "")
+            place = project or os.environ.get(variable) or PROJECT
             try:
-                self._start(name, project, config, folder, logged, wandb_options)
+                self._start(name, place, config, folder, logged, wandb_options)
             except Exception as error:
                 self._drop(name, error)
         self.call("wandb", lambda run: wandb_run.define_metrics(run, metrics))
@@ -148,8 +156,9 @@ class Trackers:
         elif name == "trackio":
             os.environ.setdefault("TRACKIO_DIR", str(folder.resolve() / "trackio"))
             # It identifies runs by name, which folders of the same name would share.
+            run_name = wandb_options["name"] or folder.resolve().name
             options = {
-                "name": f"{wandb_options['name']}-{wandb_run.run_id(folder)}",
+                "name": f"{run_name}-{wandb_run.run_id(folder)}",
                 "resume": "allow",
             }
             if logged and not TRACKIO_SERVERS.intersection(os.environ):

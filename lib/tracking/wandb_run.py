@@ -34,7 +34,7 @@ def init_options(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         folder: the output folder.
-        wanted: entity, name, group, tags, and mode or None.
+        wanted: entity, name, group, tags and mode; None leaves one to wandb's own variable.
     """
     import wandb
 
@@ -51,6 +51,7 @@ def init_options(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
             say_offline(reason, where)
     return {
         **wanted,
+        "name": wanted["name"] or os.environ.get("WANDB_NAME") or folder.resolve().name,
         "mode": mode,
         "dir": str(where),
         "id": run_id(folder),

@@ -29,8 +29,8 @@ from lib.tracking.wandb_run import lines_on_disk, run_id
 def wandb_environment():
     """No variable decides how wandb runs, and the next test finds no run that this one left."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_RUN_ID"):
-            patch.delenv(name, raising=False)
+        for name in ("MODE", "API_KEY", "RUN_ID", "PROJECT", "ENTITY", "NAME", "TAGS", "RUN_GROUP"):
+            patch.delenv(f"WANDB_{name}", raising=False)
         patch.setenv("NETRC", os.devnull)
         yield patch
         wandb.teardown()
@@ -97,6 +97,49 @@ def test_an_offline_run_holds_everything(offline):
     assert any(record["type"] == "artifact" for record in records)
     ends = [record["exit"] for record in records if record["type"] == "exit"]
     assert [end.get("exit_code", 0) for end in ends] == [0]
+
+
+USERS = {
+    "WANDB_PROJECT": "team", "WANDB_ENTITY": "us", "WANDB_NAME": "me", "WANDB_TAGS": "a,b",
+    "WANDB_RUN_GROUP": "seeds", "WANDB_NOTES": "try", "WANDB_JOB_TYPE": "sweep",
+    "TRACKIO_PROJECT": "ours",
+}  # fmt: skip
+
+
+def test_the_environment_names_the_run_where_no_flag_does(tracked, environment, tmp_path):
+    for name, value in USERS.items():
+        environment.setenv(name, value)
+    run(tracked, tmp_path, "--max_train_steps=3")
+    (first,) = (record["run"] for record in inspect(tmp_path) if record["type"] == "run")
+    names = ("project", "entity", "display_name", "tags", "run_group", "notes", "job_type")
+    assert [first[name] for name in names] == [
+        "team", "us", "me", ["a", "b"], "seeds", "try", "sweep",
+    ]  # fmt: skip
+
+
+def test_flags_win_over_the_environment(tracked, environment, tmp_path):
+    for name, value in USERS.items():
+        environment.setenv(name, value)
+    flags = ["--wandb_project=p", "--wandb_entity=e", "--run_name=n", "--run_group=g", "--tags=t"]
+    run(tracked, tmp_path, *flags, "--max_train_steps=3")
+    (first,) = (record["run"] for record in inspect(tmp_path) if record["type"] == "run")
+    names = ("project", "entity", "display_name", "run_group", "tags", "notes")
+    assert [first[name] for name in names] == ["p", "e", "n", "g", ["t"], "try"]
+
+
+def test_the_environment_names_the_project_of_each_tracker(tracked, environment, tmp_path):
+    pytest.importorskip("trackio")
+    for name, value in USERS.items():
+        environment.setenv(name, value)
+    started = {}
+    environment.setattr(
+        Trackers, "_init", lambda _, name, project, *__: started.update({name: project})
+    )
+    more = ["--report_to", "wandb", "trackio", "tensorboard", "--max_train_steps=1"]
+    run(tracked, tmp_path / "one", *more)
+    assert started == {"wandb": "team", "trackio": "ours", "tensorboard": "train_mrpc"}
+    run(tracked, tmp_path / "other", *more, "--wandb_project=given")
+    assert set(started.values()) == {"given"}
 
 
 def test_logs_the_metric_of_the_sweep(offline):

@@ -35,11 +35,15 @@ class TrackingFlags:
         metavar="TRACKER",
         resume="free",
     )
-    wandb_project: str = _tracking(
-        "train_mrpc", "Project on wandb and in the other trackers.", resume="free"
+    wandb_project: str | None = _tracking(
+        None,
+        "Project on wandb and in the other trackers. Default: WANDB_PROJECT, else train_mrpc.",
+        resume="free",
     )
     wandb_entity: str | None = _tracking(
-        None, "User or team on wandb. Default: that of the API key.", resume="free"
+        None,
+        "User or team on wandb. Default: WANDB_ENTITY, else the owner of the API key.",
+        resume="free",
     )
     wandb_mode: str | None = _tracking(
         None,
@@ -48,12 +52,18 @@ class TrackingFlags:
         resume="free",
     )
     run_name: str | None = _tracking(
-        None, "Name of the run. Default: the name of --output_dir.", resume="free"
+        None,
+        "Name of the run. Default: WANDB_NAME, else the name of --output_dir.",
+        resume="free",
     )
     run_group: str | None = _tracking(
-        None, "Group of the run on wandb, such as the seeds of one recipe.", resume="free"
+        None,
+        "Group of the run on wandb, such as the seeds of one recipe. Default: WANDB_RUN_GROUP.",
+        resume="free",
     )
-    tags: tuple[str, ...] = _tracking((), "Tags of the run on wandb.", metavar="TAG", resume="free")
+    tags: tuple[str, ...] = _tracking(
+        (), "Tags of the run on wandb. Default: WANDB_TAGS.", metavar="TAG", resume="free"
+    )
     log_model: str = _tracking(
         "reference",
         "The best model as a wandb artifact: its path, its files, or not at all.",
