@@ -39,6 +39,7 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "all_results.json"
 PROVENANCE_FILE = "manifest.json"
 WANDB_RUN_FILE = "wandb_run_id"
+WANDB_ALERTS_FILE = "wandb_alerts"
 
 # What file systems without locks answer, such as some NFS mounts.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -155,7 +156,7 @@ class RunFolder:
             for path in existing:
                 if source is None or path.resolve() != source.resolve():
                     discard(path)
-            for name in (METRICS_FILE, WANDB_RUN_FILE):
+            for name in (METRICS_FILE, WANDB_RUN_FILE, WANDB_ALERTS_FILE):
                 (self.path / name).unlink(missing_ok=True)
         update = 0 if source is None else manifest.read(source)["update"]
         self.write_status("running", update)

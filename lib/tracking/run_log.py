@@ -1,5 +1,6 @@
 """The log of a run: metrics.jsonl, the trackers, and the terminal."""
 
+import atexit
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from lib.checkpoints.atomic import replacing, writing
-from lib.checkpoints.run_folder import METRICS_FILE
-from lib.errors import TRY_AGAIN
-from lib.tracking import wandb_charts
+from lib.checkpoints.run_folder import METRICS_FILE, read_status
+from lib.errors import TRY_AGAIN, NonFiniteError
+from lib.tracking import wandb_charts, wandb_run
 from lib.tracking.progress import Progress
 from lib.tracking.trackers import Trackers
 from lib.training.evaluation import Evaluation, Predictions
@@ -48,6 +49,7 @@ class RunLog:
         self.accelerator = accelerator
         self.trackers = Trackers(accelerator)
         self.progress = Progress(num_updates, update, shown=accelerator.is_main_process)
+        self.alerts = False
         self.earlier: list[dict[str, Any]] = []
         if accelerator.is_main_process:
             self.earlier = self.lines()
@@ -88,6 +90,10 @@ class RunLog:
                 "mode": config["wandb_mode"],
             },
         )
+        self.alerts = config["wandb_alerts"]
+        # A run that ends before its trackers do has failed. After wandb's own hook was registered,
+        # so that it runs before.
+        atexit.register(self._failed)
 
     def training(self, update: int, values: Mapping[str, float | None]) -> None:
         """Log the figures of an update."""
@@ -97,6 +103,8 @@ class RunLog:
     def evaluation(self, update: int, epochs: float, evaluation: Evaluation, is_best: bool) -> None:
         """Log an evaluation after `update`, when so many epochs are done."""
         self._write(update, {f"eval_{name}": score for name, score in evaluation.scores.items()})
+        if evaluation.remark:
+            self._alert("Collapsed classifier", f"After update {update}, {evaluation.remark}.")
         self.progress.evaluation(
             update, epochs, evaluation.scores, is_best=is_best, remark=evaluation.remark
         )
@@ -135,8 +143,20 @@ class RunLog:
     def preempted(self) -> None:
         """Close the progress bar, and tell the trackers that the run will be resumed."""
         self.progress.close()
+        self._alert("Preempted", "A signal stopped the run, and the same command resumes it.")
         self.trackers.call("wandb", lambda run: run.mark_preempting())
         self.trackers.finish(exit_code=TRY_AGAIN)
+
+    def _failed(self) -> None:
+        kind, _, reason = str(read_status(self.folder).get("reason")).partition(": ")
+        if kind == NonFiniteError.__name__:
+            self._alert("Loss not finite", reason)
+        self.trackers.finish(exit_code=1)
+
+    def _alert(self, title: str, text: str) -> None:
+        if self.alerts:
+            send = partial(wandb_run.alert, folder=self.folder, title=title, text=text)
+            self.trackers.call("wandb", send)
 
     def _write(self, update: int, values: Mapping[str, float | None]) -> None:
         if self.accelerator.is_main_process:

@@ -4,7 +4,6 @@ metrics.jsonl is the source of truth. A tracker that fails is dropped with a war
 continues. Only the main process has trackers.
 """
 
-import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,8 +51,6 @@ class Trackers:
         self.accelerator = accelerator
         self.known: dict[str, Callable[[Line], bool]] = {}
         self.unsent: set[Line] = set()  # lines in the offline folders of wandb
-        # A run that ends before `finish` has failed.
-        atexit.register(self.finish, exit_code=1)
 
     def start(
         self,

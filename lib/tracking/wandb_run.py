@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.checkpoints.atomic import write_text
-from lib.checkpoints.run_folder import WANDB_RUN_FILE
+from lib.checkpoints.run_folder import WANDB_ALERTS_FILE, WANDB_RUN_FILE
 from lib.tracking.logged_lines import STEP, Line, wandb_lines
 
 # Seconds that the wandb server has to answer before the run is tracked offline.
@@ -76,6 +76,15 @@ def define_metrics(run: Any, metrics: Sequence[str]) -> None:
     for name in metrics:
         best = "min" if name == "loss" else "max"
         run.define_metric(f"eval/{name}", step_metric=STEP, summary=best)
+
+
+def alert(run: Any, folder: Path, title: str, text: str) -> None:
+    """Send an alert, unless an earlier start of the run in this output folder has sent it."""
+    path = folder / WANDB_ALERTS_FILE
+    sent = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if title not in sent:
+        run.alert(title=title, text=text, level="WARN")
+        write_text(path, "\n".join([*sent, title]) + "\n")
 
 
 def run_id(folder: Path) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -340,10 +341,37 @@ def test_wandb_shows_a_failed_run_as_failed(tracked, tmp_path):
     arguments = [
         *tracked, "--learning_rate=1", "--max_grad_norm=0", "--adam_epsilon=0",
         "--num_train_epochs=60", f"--output_dir={tmp_path}", "--logging_steps=1",
+        "--wandb_alerts",
     ]  # fmt: skip
     assert run_script(arguments).returncode == 1
-    ends = [record["exit"] for record in inspect(tmp_path) if record["type"] == "exit"]
+    records = inspect(tmp_path)
+    ends = [record["exit"] for record in records if record["type"] == "exit"]
     assert [end["exit_code"] for end in ends] == [1]
+    texts = {title: text for title, text, _ in alerts(records)}
+    assert re.match(r"the loss or the gradient of update \d+ is not", texts["Loss not finite"])
+
+
+def alerts(records):
+    found = [record["alert"] for record in records if record["type"] == "alert"]
+    return [(alert["title"], alert["text"], alert["level"]) for alert in found]
+
+
+def test_alerts_once_in_the_life_of_a_run(tracked, tmp_path):
+    """Of a model that never learns, and is stopped twice."""
+    flags = [*tracked, "--learning_rate=0", "--eval_every=1", "--wandb_alerts"]
+    run_until(flags, tmp_path, 12)
+    run_until(flags, tmp_path, 12)
+    run(flags, tmp_path)
+    found = alerts(inspect(tmp_path))
+    assert [(title, level) for title, _, level in found] == [
+        ("Collapsed classifier", "WARN"),
+        ("Preempted", "WARN"),
+    ]
+    assert re.match("After update 1, every row is predicted as '.*': the model", found[0][1])
+
+
+def test_alerts_nobody_who_has_not_asked(offline):
+    assert alerts(offline[1]) == []
 
 
 def test_a_given_run_id_wins(tmp_path, monkeypatch):

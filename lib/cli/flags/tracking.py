@@ -64,6 +64,11 @@ class TrackingFlags:
     tags: tuple[str, ...] = _tracking(
         (), "Tags of the run on wandb. Default: WANDB_TAGS.", metavar="TAG", resume="free"
     )
+    wandb_alerts: bool = _tracking(
+        False,
+        "Alert on wandb, once each: loss not finite, collapsed classifier, preemption.",
+        resume="free",
+    )
     log_model: str = _tracking(
         "reference",
         "The best model as a wandb artifact: its path, its files, or not at all.",
