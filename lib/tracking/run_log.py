@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 from lib.checkpoints.atomic import replacing, writing
 from lib.checkpoints.run_folder import METRICS_FILE, read_status
+from lib.distributed import collectives
 from lib.errors import TRY_AGAIN, NonFiniteError
 from lib.tracking import wandb_charts, wandb_run
 from lib.tracking.progress import Progress
@@ -66,14 +68,26 @@ class RunLog:
         return found
 
     def start_trackers(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """Start the trackers that the Accelerator names.
+        """Start the trackers that the Accelerator names, on the main process.
 
         Args:
             config: the resolved configuration, and what else a dashboard shows of the run.
             metrics: of the task.
         """
-        if not self.accelerator.is_main_process:
-            return
+        machines: list[str] = []
+        if config["wandb_shared"] and "wandb" in map(str, self.accelerator.log_with):
+            machines = machine_names(self.accelerator)
+        shared = len(set(machines)) > 1
+        if self.accelerator.is_main_process:
+            self._start_trackers(config, metrics, shared)
+        if shared:
+            run = collectives.gather(self.accelerator, self.trackers.shared_run)[0]
+            if run is not None:
+                wandb_run.join(self.accelerator, machines, run)
+
+    def _start_trackers(
+        self, config: Mapping[str, Any], metrics: Sequence[str], shared: bool
+    ) -> None:
         self.trackers.start(
             [str(name) for name in self.accelerator.log_with],
             config["wandb_project"],
@@ -89,6 +103,7 @@ class RunLog:
                 "tags": config["tags"] or None,
                 "mode": config["wandb_mode"],
             },
+            shared=shared,
         )
         self.alerts = config["wandb_alerts"]
         # A run that ends before its trackers do has failed. After wandb's own hook was registered,
@@ -164,3 +179,8 @@ class RunLog:
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self.trackers.log(line)
+
+
+def machine_names(accelerator: Accelerator) -> list[str]:
+    """Return the name of each process's machine, by rank."""
+    return collectives.gather(accelerator, socket.gethostname())

@@ -51,6 +51,8 @@ class Trackers:
         self.accelerator = accelerator
         self.known: dict[str, Callable[[Line], bool]] = {}
         self.unsent: set[Line] = set()  # lines in the offline folders of wandb
+        self.shared = False
+        self.shared_run: dict[str, str] | None = None  # which other machines may join
 
     def start(
         self,
@@ -63,6 +65,7 @@ class Trackers:
         lines: Sequence[Mapping[str, Any]],
         earlier: Sequence[Mapping[str, Any]],
         wandb_options: Mapping[str, Any],
+        shared: bool = False,
     ) -> None:
         """Start trackers, and log the `lines` that they lack.
 
@@ -74,7 +77,9 @@ class Trackers:
             earlier: those that were logged before the run was started again.
             wandb_options: entity, name, group, tags and mode as given, for `wandb.init`; where
                 one is None, wandb reads the environment.
+            shared: whether other machines will add their system metrics to the wandb run.
         """
+        self.shared = shared
         logged = {key_of(named(line)) for line in earlier}
         for name in names:
             variable = PROJECT_VARIABLES.get(name, "")
@@ -163,7 +168,7 @@ class Trackers:
         elif name == "wandb":
             self.unsent, sent = wandb_run.lines_on_disk(folder)
             self.known[name] = (self.unsent | sent).__contains__
-            options = wandb_run.init_options(folder, wandb_options)
+            options = wandb_run.init_options(folder, wandb_options, shared=self.shared)
         self._init(name, project, config, options)
 
     def _init(
@@ -179,21 +184,23 @@ class Trackers:
             self.accelerator.trackers = before + self.accelerator.trackers
         except Exception:
             self.accelerator.trackers = before
-            if name != "wandb" or options["mode"] != "online":
+            if name != "wandb" or options["mode"] not in ("online", "shared"):
                 raise
             import wandb
 
             wandb.teardown()  # or the next start finds its run ID in use
+            if options["mode"] == "shared":
+                wandb_run.say_alone("the server refused the shared mode")
+                self._init(name, project, config, {**options, "mode": "online"})
+                return
             wandb_run.say_offline("the server refused the start", Path(options["dir"]))
             self._init(name, project, config, {**options, "mode": "offline"})
             return
         if name == "wandb":
-            from wandb.sdk.lib import import_hooks
-
-            # They would raise in any later import once wandb's own process is gone, which Slurm
-            # signals too where it signals all descendants of a task.
-            import_hooks.unregister_all_post_import_hooks()
+            wandb_run.forget_import_hooks()
             run = self.accelerator.get_tracker("wandb", unwrap=True)
+            if options["mode"] == "shared":
+                self.shared_run = {"entity": run.entity, "project": run.project, "id": run.id}
             if not run.offline:
                 # The server knows what it has, and `wandb sync` will upload the offline parts.
                 seen = {"train": run.summary.get(STEP), "eval": run.summary.get(EVALUATED)}

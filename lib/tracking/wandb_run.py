@@ -1,10 +1,14 @@
 """The wandb run of an output folder: its ID, its files, and whether there is a server."""
 
+import atexit
 import netrc
 import os
 import secrets
 import shlex
+import shutil
+import socket
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.parse
@@ -12,6 +16,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from lib.checkpoints.atomic import write_text
 from lib.checkpoints.run_folder import WANDB_ALERTS_FILE, WANDB_RUN_FILE
@@ -29,12 +35,13 @@ def lines_on_disk(folder: Path) -> tuple[set[Line], set[Line]]:
     return offline, wandb_lines(folders.glob(f"run-*/run-{run}.wandb"))
 
 
-def init_options(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def init_options(folder: Path, wanted: Mapping[str, Any], *, shared: bool) -> dict[str, Any]:
     """Return the arguments of `wandb.init`, offline if no server answers.
 
     Args:
         folder: the output folder.
         wanted: entity, name, group, tags and mode; None leaves one to wandb's own variable.
+        shared: whether other machines will add their system metrics.
     """
     import wandb
 
@@ -49,10 +56,12 @@ def init_options(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         mode = "offline" if reason else "online"
         if reason:
             say_offline(reason, where)
+    if shared and mode != "online":
+        say_alone(f"wandb is {mode}")
     return {
         **wanted,
         "name": wanted["name"] or os.environ.get("WANDB_NAME") or folder.resolve().name,
-        "mode": mode,
+        "mode": "shared" if shared and mode == "online" else mode,
         "dir": str(where),
         "id": run_id(folder),
         "resume": "allow",
@@ -60,8 +69,66 @@ def init_options(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
             x_transaction_log_flush_interval=1.0,  # 15 by default: the tail of a killed run
             init_timeout=60.0,
             finish_timeout=120.0,
+            x_label=socket.gethostname() if shared else None,
         ),
     }
+
+
+def join(accelerator: Accelerator, machines: Sequence[str], run: Mapping[str, Any]) -> None:
+    """Add the system metrics of this machine to the run that the main process started.
+
+    Called on all processes; the first of each other machine does it.
+
+    Args:
+        machines: the name of each process's machine, by rank.
+        run: entity, project and id.
+    """
+    rank = accelerator.process_index
+    if machines.index(machines[rank]) != rank or machines[rank] == machines[0]:
+        return
+    import wandb
+
+    # Its files, in a folder that no other machine writes to.
+    folder = tempfile.mkdtemp(prefix="wandb-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    settings = wandb.Settings(
+        x_primary=False,
+        x_label=machines[rank],
+        x_update_finish_state=False,
+        console="off",
+        silent=True,
+        init_timeout=60.0,
+        finish_timeout=120.0,
+    )
+    try:
+        wandb.init(**run, mode="shared", dir=folder, settings=settings)
+    except Exception as error:
+        print(
+            f"wandb: no system metrics of {machines[rank]}: {' '.join(str(error).split())[:200]}",
+            file=sys.stderr,
+            flush=True,
+        )
+    forget_import_hooks()
+
+
+def forget_import_hooks() -> None:
+    """Keep wandb from raising in later imports.
+
+    It would once its own process is gone, which Slurm signals too where it signals all descendants
+    of a task.
+    """
+    from wandb.sdk.lib import import_hooks
+
+    import_hooks.unregister_all_post_import_hooks()
+
+
+def say_alone(reason: str) -> None:
+    """Print why wandb gets the system metrics of this machine only."""
+    print(
+        f"wandb shows the system metrics of {socket.gethostname()} only: {reason}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _wandb_folder(folder: Path) -> Path:

@@ -20,6 +20,7 @@ import yaml
 from conftest import ROOT, last_update, read_metrics, run_script, start_script, wait_for
 from runs import run, run_until
 from tracker_files import as_lines, config_of, history, inspect, tensorboard_losses
+from wandb_server import wandb_server
 
 from lib.tracking.logged_lines import STEP, key_of, named
 from lib.tracking.trackers import Trackers, tracker_names
@@ -260,6 +261,91 @@ def test_sends_an_online_run_what_its_server_lacks(tracked, tmp_path, monkeypatc
     run(online, tmp_path)
     lines = [row for row in rows if STEP in row]
     assert [row[STEP] for row in lines] == [line["update"] for line in read_metrics(tmp_path)]
+
+
+@pytest.fixture
+def server(environment):
+    with wandb_server() as server:
+        environment.setenv("WANDB_BASE_URL", server.url)
+        environment.setenv("WANDB_API_KEY", "k" * 40)
+        environment.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "1")
+        yield server
+        wandb.teardown()
+
+
+def lines_of(server):
+    rows = [row for row in server.history if "train/loss" in row or "eval/loss" in row]
+    return [row[STEP] for row in rows]
+
+
+@pytest.mark.processes
+def test_every_machine_adds_its_system_metrics_to_the_run(tracked, server, tmp_path):
+    """Two processes, each of which believes to be on a machine of its own."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, socket\n"
+        "if 'RANK' in os.environ: socket.gethostname = lambda: 'node' + os.environ['RANK']\n"
+    )
+    done = run_script(
+        [*tracked, "--wandb_shared", "--log_model=none", f"--output_dir={tmp_path / 'out'}"],
+        num_processes=2,
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert lines_of(server) == [line["update"] for line in read_metrics(tmp_path / "out")]
+    names = {name for row in server.events for name in row if name.startswith("system.")}
+    assert {name.rpartition("/l:")[2] for name in names} == {"node0", "node1"}
+    assert server.ends == [0]  # only the main process says how the run ended
+
+
+def test_a_shared_run_that_is_stopped_has_each_line_once(tracked, server, two_nodes, tmp_path):
+    # The server knows no artifacts, which the tables of a finished run are.
+    two_nodes.setattr("lib.tracking.run_log.RunLog.results", lambda *_: None)
+    flags = [*tracked, "--wandb_shared"]
+    run_until(flags, tmp_path, 6)
+    run(flags, tmp_path)
+    assert len(server.runs) == 1
+    assert lines_of(server) == [line["update"] for line in read_metrics(tmp_path)]
+    assert server.ends == [75, 0]
+
+
+@pytest.fixture
+def two_nodes(environment):
+    """The process believes that another one, on another machine, runs with it."""
+    environment.setattr("lib.tracking.run_log.machine_names", lambda _: ["node0", "node1"])
+    return environment
+
+
+def said_alone(printed):
+    return [line for line in printed.splitlines() if "system metrics of" in line]
+
+
+def test_says_that_offline_runs_have_no_shared_mode(tracked, two_nodes, tmp_path, capfd):
+    run([*tracked, "--wandb_mode=offline"], tmp_path, "--wandb_shared", "--max_train_steps=2")
+    (line,) = said_alone(capfd.readouterr().err)
+    assert line.endswith(f"{socket.gethostname()} only: wandb is offline")
+    assert len(history(inspect(tmp_path))) == len(read_metrics(tmp_path))
+
+
+def test_goes_on_alone_if_the_server_refuses_the_shared_mode(
+    tracked, two_nodes, tmp_path, monkeypatch, capfd
+):
+    rows, modes = [], []
+
+    def init(mode, **_):
+        modes.append(mode)
+        if mode == "shared":
+            raise wandb.errors.CommError("unknown mode")
+        return OnlineRun(rows)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "config", {}, raising=False)
+    run(tracked, tmp_path, "--wandb_shared", "--wandb_mode=online", "--max_train_steps=2")
+    assert modes == ["shared", "online"]
+    (line,) = said_alone(capfd.readouterr().err)
+    assert line.endswith("only: the server refused the shared mode")
+    assert [row[STEP] for row in rows if STEP in row] == [
+        line["update"] for line in read_metrics(tmp_path)
+    ]
 
 
 def test_an_overwriting_run_does_not_take_over_the_lines_before(tracked, tmp_path, monkeypatch):

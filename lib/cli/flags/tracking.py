@@ -69,6 +69,11 @@ class TrackingFlags:
         "Alert on wandb, once each: loss not finite, collapsed classifier, preemption.",
         resume="free",
     )
+    wandb_shared: bool = _tracking(
+        False,
+        "System metrics of every machine in the one run, by wandb's shared mode.",
+        resume="free",
+    )
     log_model: str = _tracking(
         "reference",
         "The best model as a wandb artifact: its path, its files, or not at all.",
