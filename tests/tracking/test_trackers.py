@@ -104,7 +104,7 @@ def test_an_offline_run_holds_everything(offline):
 USERS = {
     "WANDB_PROJECT": "team", "WANDB_ENTITY": "us", "WANDB_NAME": "me", "WANDB_TAGS": "a,b",
     "WANDB_RUN_GROUP": "seeds", "WANDB_NOTES": "try", "WANDB_JOB_TYPE": "sweep",
-    "TRACKIO_PROJECT": "ours",
+    "TRACKIO_PROJECT": "ours", "TRACKIO_DIR": "theirs",
 }  # fmt: skip
 
 
