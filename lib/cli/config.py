@@ -10,6 +10,7 @@ from lib.cli.flags.output import EvaluationFlags, OutputFlags
 from lib.cli.flags.tracking import HubFlags, TrackingFlags
 from lib.cli.flags.training import TrainingFlags
 from lib.cli.rules import check_rules
+from lib.data.files.paths import expand
 
 
 # Python lists the fields of the last base class first.
@@ -38,10 +39,14 @@ class TrainConfig(
             object.__setattr__(self, name, value)
         check_rules(self)
 
-    def files(self) -> dict[str, str]:
+    def files(self) -> dict[str, list[str]]:
         """The files that were given, by split: train, validation, test."""
-        paths = {name: getattr(self, f"{name}_file") for name in ("train", "validation", "test")}
-        return {name: path for name, path in paths.items() if path is not None}
+        patterns = {name: getattr(self, f"{name}_file") for name in ("train", "validation", "test")}
+        return {
+            name: [str(path) for path in expand(f"--{name}_file", given)]
+            for name, given in patterns.items()
+            if given is not None
+        }
 
     def values(self, *names: str) -> dict[str, Any]:
         """The values of these flags by name, as keyword arguments of the same names."""

@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lib.data.files.paths import expand
 from lib.errors import InputError
 
 if TYPE_CHECKING:  # it imports this module
     from lib.cli.config import TrainConfig
 
 DEFAULT_TRAIN_BATCH_SIZE = 32
-FILE_FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 def check_rules(config: "TrainConfig") -> None:
@@ -43,21 +43,8 @@ def _check_files(config: "TrainConfig") -> None:
             "--train_file without --validation_file: a run chooses its best model on validation "
             "rows; give some, cut from the training rows if need be"
         )
-    for name, value in files.items():
-        _check_file(f"--{name}", Path(value))
-
-
-def _check_file(name: str, path: Path) -> None:
-    if path.suffix.lower() not in FILE_FORMATS:
-        raise InputError(
-            f"{name} {path}: its extension does not name a format; known: {', '.join(FILE_FORMATS)}"
-        )
-    if path.is_dir():
-        raise InputError(f"{name} {path} is a folder: give a file, or --dataset_name for a folder")
-    if not path.is_file():
-        raise InputError(f"{name} {path}: no such file (looked in {path.absolute().parent})")
-    if path.stat().st_size == 0:
-        raise InputError(f"{name} {path} is empty: it needs at least one row")
+    for name, patterns in files.items():
+        expand(f"--{name}", patterns)
 
 
 def _check_folders(config: "TrainConfig") -> None:

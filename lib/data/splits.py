@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from lib.data import checks
-from lib.data.sources import cache_folder, read_splits, written_whole
+from lib.data.files.cache import cache_folder, written_whole
+from lib.data.sources import RawSplit, read_splits
 from lib.data.tasks import TASKS, Task, task_of_files
 from lib.errors import InputError
 
@@ -90,7 +91,7 @@ class Splits:
 
 
 def load_splits(
-    source: str | Mapping[str, str],
+    source: str | Mapping[str, str | Sequence[str]],
     *,
     task_name: str | None,
     revision: str | None = None,
@@ -100,7 +101,7 @@ def load_splits(
     """The checked splits of a GLUE task, or of files of the user's own.
 
     Args:
-        source: as for `read_splits`: a data set, or the path of each of `train`, `validation` and,
+        source: as for `read_splits`: a data set, or the files of each of `train`, `validation` and,
             if there is one, `test`.
         task_name: a GLUE task whose columns, labels and metrics the rows have. None for files: the
             labels are then those of the training rows, sorted.
@@ -110,22 +111,20 @@ def load_splits(
         InputError: names the split or file, the row and the column of what cannot be used.
     """
     raw = read_splits(source, task_name, revision=revision)
-    if isinstance(source, str):
-        name, places = source, {split: f"{source}, split {split}" for split in raw}
-    else:
-        name, places = ", ".join(source.values()), dict(source)
+    name = (
+        source if isinstance(source, str) else ", ".join(str(part.place) for part in raw.values())
+    )
     if "train" not in raw:
         raise _missing_split(name, "train", raw)
-    task = _task(raw["train"], places["train"], task_name, text_columns, label_column)
+    task = _task(raw["train"], task_name, text_columns, label_column)
     if not isinstance(source, str):
         task = dataclasses.replace(task, validation=("validation",), test=("test",))
     if task.validation[0] not in raw:
         raise _missing_split(name, task.validation[0], raw)
-    feature = raw["train"].features.get(label_column)
+    feature = raw["train"].rows.features.get(label_column)
     checked = {
         split: _checked(
             raw[split],
-            places[split],
             task,
             label_column,
             test=split in task.test,
@@ -138,7 +137,8 @@ def load_splits(
     }
     if len(task.labels) == 1:
         raise InputError(
-            f"{places['train']}: every row has the label {task.labels[0]!r}; a classifier needs two"
+            f"{raw['train'].place}: every row has the label {task.labels[0]!r}; a classifier needs "
+            "two"
         )
     return Splits(
         task,
@@ -149,30 +149,29 @@ def load_splits(
     )
 
 
-def _missing_split(name: str, split: str, found: Mapping[str, Dataset]) -> InputError:
+def _missing_split(name: str, split: str, found: Mapping[str, RawSplit]) -> InputError:
     return InputError(f"--dataset_name {name} has no {split} split (found: {', '.join(found)})")
 
 
 def _task(
-    train: Dataset,
-    where: str,
+    train: RawSplit,
     task_name: str | None,
     text_columns: Sequence[str],
     label_column: str,
 ) -> Task:
     """The task of that name with the columns of these rows, or the one that they describe."""
-    checks.check_not_empty(train, where)
+    rows, where = train.rows, train.place
+    checks.check_not_empty(rows, where)
     columns = tuple(text_columns) or (TASKS[task_name].columns if task_name else ())
-    columns = columns or checks.guess_text_columns(train, where, label_column)
-    checks.check_column_names(train, where, columns, label_column)
+    columns = columns or checks.guess_text_columns(rows, where, label_column)
+    checks.check_column_names(rows, where, columns, label_column)
     if task_name is not None:
         return dataclasses.replace(TASKS[task_name], columns=columns)
-    return task_of_files(columns, checks.class_names(train, where, label_column))
+    return task_of_files(columns, checks.class_names(rows, where, label_column))
 
 
 def _checked(
-    rows: Dataset,
-    where: str,
+    split: RawSplit,
     task: Task,
     label_column: str,
     *,
@@ -181,6 +180,7 @@ def _checked(
     may_be_empty: bool,
 ) -> Dataset:
     """The text columns and `labels` of `rows`, once nothing is missing in them."""
+    rows, where = split.rows, split.place
     checks.check_not_empty(rows, where)
     checks.check_column_names(rows, where, task.columns, None if test else label_column)
     checks.check_texts(rows, where, task.columns, may_be_empty=may_be_empty)

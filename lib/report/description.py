@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lib.backends.devices import degradations, device_name, precision
 from lib.data.batching import FillingCollator, MicroBatches, padding_shares
+from lib.data.files.paths import shown
 from lib.data.splits import Splits
 from lib.data.tasks import IGNORED
 from lib.data.tokenizing import model_columns, row_lengths
@@ -46,7 +47,7 @@ def announce(
     if not accelerator.is_main_process:
         return
     model = Path(config["model_name_or_path"]).name
-    data = Path(config["train_file"] or config["dataset_name"]).name
+    data = shown(config["train_file"] or [config["dataset_name"]])
     rows = "/".join(f"{len(rows):,}" for rows in splits.all.values())
     kind = f"{len(splits.task.labels)} classes" if splits.task.labels else "scores"
     print(

@@ -19,7 +19,7 @@ class DataFlags:
     )
     dataset_name: str = _data(
         "nyu-mll/glue",
-        "Dataset on the hub, or a folder of Parquet files (train.parquet, ...) or a DatasetDict.",
+        "Dataset on the hub, or a folder with its files (train.csv, ...) or a saved DatasetDict.",
         metavar="NAME_OR_DIR",
         is_path=True,
         resume="free",
@@ -27,21 +27,21 @@ class DataFlags:
     dataset_revision: str | None = _data(
         None, "Branch, tag or commit of the dataset on the hub.", resume="free"
     )
-    train_file: str | None = _data(
+    train_file: tuple[str, ...] | None = _data(
         None,
-        "Training rows: CSV, TSV, JSON Lines, JSON or Parquet.",
+        "Training rows: CSV, TSV, JSON Lines, JSON or Parquet; files, quoted globs or folders.",
         metavar="FILE",
         is_path=True,
         resume="free",
     )
-    validation_file: str | None = _data(
+    validation_file: tuple[str, ...] | None = _data(
         None,
         "Validation rows, on which the best model is chosen.",
         metavar="FILE",
         is_path=True,
         resume="free",
     )
-    test_file: str | None = _data(
+    test_file: tuple[str, ...] | None = _data(
         None,
         "Rows to predict; labels are scored, but never used to choose.",
         metavar="FILE",
