@@ -230,7 +230,7 @@ def load_inputs(
     splits = load_splits(
         config.files() or config.dataset_name,
         revision=config.dataset_revision,
-        **config.values("task_name", "text_columns", "label_column"),
+        **config.values("task_name", "text_columns", "label_column", "holdout"),
     ).first(config.max_train_samples, config.max_eval_samples, config.max_predict_samples)
     metrics.check_metric(config.metric_for_best_model, splits.task.metrics)
     source = (config.model_name_or_path, config.model_revision, config.trust_remote_code)

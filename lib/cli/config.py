@@ -1,7 +1,7 @@
 """The configuration of a run: all its flags, and the rules between them."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.cli.flags.data import DataFlags
 from lib.cli.flags.declaration import checked, flags_of
@@ -11,6 +11,9 @@ from lib.cli.flags.tracking import HubFlags, TrackingFlags
 from lib.cli.flags.training import TrainingFlags
 from lib.cli.rules import check_rules
 from lib.data.files.paths import expand
+
+if TYPE_CHECKING:
+    from lib.data.rows.holdout import Holdout
 
 
 # Python lists the fields of the last base class first.
@@ -47,6 +50,15 @@ class TrainConfig(
             for name, given in patterns.items()
             if given is not None
         }
+
+    @property
+    def holdout(self) -> "Holdout | None":
+        """Which training rows validate instead; None if validation rows are given."""
+        from lib.data.rows.holdout import Holdout  # imports slow libraries
+
+        if self.validation_share is None and self.folds is None:
+            return None
+        return Holdout(self.seed, self.validation_share, self.folds, self.fold)
 
     def values(self, *names: str) -> dict[str, Any]:
         """The values of these flags by name, as keyword arguments of the same names."""

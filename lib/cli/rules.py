@@ -38,13 +38,36 @@ def _check_files(config: "TrainConfig") -> None:
     if files and config.train_file is None:
         given = " and ".join(f"--{name}" for name in files)
         raise InputError(f"{given} without --train_file: give the training rows as a file too")
-    if config.train_file is not None and config.validation_file is None:
+    _check_holdout(config)
+    cut = config.validation_share is not None or config.folds is not None
+    if config.train_file is not None and config.validation_file is None and not cut:
         raise InputError(
             "--train_file without --validation_file: a run chooses its best model on validation "
-            "rows; give some, cut from the training rows if need be"
+            "rows; give some, or cut them from the training rows with --validation_share 0.1"
         )
     for name, patterns in files.items():
         expand(f"--{name}", patterns)
+
+
+def _check_holdout(config: "TrainConfig") -> None:
+    given = [
+        name
+        for name in ("validation_file", "validation_share", "folds")
+        if getattr(config, name) is not None
+    ]
+    if len(given) > 1:
+        raise InputError(
+            f"--{given[0]} and --{given[1]} both say which rows validate: give one of them"
+        )
+    if (config.folds is None) != (config.fold is None):
+        raise InputError(
+            "--folds N and --fold I belong together: part I of N validates, I from 0 to N - 1"
+        )
+    if config.folds is not None and config.fold is not None and config.fold >= config.folds:
+        raise InputError(
+            f"--fold must lie in [0, {config.folds - 1}], got {config.fold}: --folds "
+            f"{config.folds} makes parts that are counted from 0"
+        )
 
 
 def _check_folders(config: "TrainConfig") -> None:

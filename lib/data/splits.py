@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from lib.data import checks
 from lib.data.files.cache import cache_folder, written_whole
+from lib.data.rows.holdout import Holdout, cut
 from lib.data.sources import RawSplit, read_splits
 from lib.data.tasks import TASKS, Task, task_of_files
 from lib.errors import InputError
@@ -27,6 +29,8 @@ class Splits:
     """Checked rows: the task's text columns and `labels` (int64, or float64 for a score).
 
     `labels` of a test split that has none are `IGNORED`. `source` says where the rows came from.
+    `held_out` are the positions of the validation rows among the rows that they were cut from, and
+    `notices` what the user should know of the rows.
     """
 
     task: Task
@@ -34,6 +38,8 @@ class Splits:
     validation: dict[str, Dataset]
     test: dict[str, Dataset]
     source: str
+    held_out: NDArray[np.int64] | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def all(self) -> dict[str, Dataset]:
@@ -50,6 +56,7 @@ class Splits:
             train=rows(self.train, train),
             validation={name: rows(split, validation) for name, split in self.validation.items()},
             test={name: rows(split, test) for name, split in self.test.items()},
+            held_out=None if self.held_out is None else self.held_out[:validation],
         )
 
     def map(self, function: Callable[..., Any], *, cache_key: str, **options: Any) -> "Splits":
@@ -97,6 +104,7 @@ def load_splits(
     revision: str | None = None,
     text_columns: Sequence[str] = (),
     label_column: str = "label",
+    holdout: Holdout | None = None,
 ) -> Splits:
     """The checked splits of a GLUE task, or of files of the user's own.
 
@@ -106,6 +114,7 @@ def load_splits(
         task_name: a GLUE task whose columns, labels and metrics the rows have. None for files: the
             labels are then those of the training rows, sorted.
         text_columns: one or two, instead of those of the task.
+        holdout: cuts the validation rows from the training rows.
 
     Raises:
         InputError: names the split or file, the row and the column of what cannot be used.
@@ -117,9 +126,15 @@ def load_splits(
     if "train" not in raw:
         raise _missing_split(name, "train", raw)
     task = _task(raw["train"], task_name, text_columns, label_column)
+    notices = []
+    if holdout:
+        if task.validation[0] in raw:
+            notices.append(f"{name}: its own validation split is not used, as {holdout} is given")
+        raw = {split: part for split, part in raw.items() if split not in task.validation}
+        task = dataclasses.replace(task, validation=("validation",))
     if not isinstance(source, str):
         task = dataclasses.replace(task, validation=("validation",), test=("test",))
-    if task.validation[0] not in raw:
+    if not holdout and task.validation[0] not in raw:
         raise _missing_split(name, task.validation[0], raw)
     feature = raw["train"].rows.features.get(label_column)
     checked = {
@@ -140,17 +155,26 @@ def load_splits(
             f"{raw['train'].place}: every row has the label {task.labels[0]!r}; a classifier needs "
             "two"
         )
+    positions = None
+    if holdout:
+        where = str(raw["train"].place)
+        checked["train"], checked["validation"], positions = cut(checked["train"], where, holdout)
     return Splits(
         task,
         train=checked["train"],
         validation={split: checked[split] for split in task.validation if split in checked},
         test={split: checked[split] for split in task.test if split in checked},
         source=name,
+        held_out=positions,
+        notices=tuple(notices),
     )
 
 
 def _missing_split(name: str, split: str, found: Mapping[str, RawSplit]) -> InputError:
-    return InputError(f"--dataset_name {name} has no {split} split (found: {', '.join(found)})")
+    remedy = "" if split == "train" else "; --validation_share 0.1 cuts one from the training rows"
+    return InputError(
+        f"--dataset_name {name} has no {split} split (found: {', '.join(found)}){remedy}"
+    )
 
 
 def _task(

@@ -56,7 +56,7 @@ def announce(
         f"{provenance['device']} -> {config['output_dir']}",
         flush=True,
     )
-    notices = degradations(accelerator)
+    notices = [*degradations(accelerator), *splits.notices]
     if not splits.task.labels and config["task_name"] is None:
         notices.append("the labels have decimals: training for scores (a regression), not classes")
     if config["use_slow_tokenizer"] and tokenizer.is_fast:
@@ -88,6 +88,8 @@ def describe(
     for name, rows in splits.all.items():
         unlabeled = pc.sum(pc.equal(rows.data.column("labels"), IGNORED)).as_py()
         say(name, f"{len(rows):,} rows" + (f", {unlabeled:,} without labels" if unlabeled else ""))
+    for notice in splits.notices:
+        say("notice", notice)
     say("labels", ", ".join(splits.task.labels) or "a score (regression)")
     say("model inputs", ", ".join(model_columns(tokenized.train)))
     for number, (name, value) in enumerate(splits.train[0].items()):

@@ -154,7 +154,9 @@ class FinishedRun:
         """Where the rows of a validation or test split came from, by name."""
         if self.is_one_source:
             return self.data
-        return self._public_name("test_file" if split in self.task.test else "validation_file")
+        name = "test_file" if split in self.task.test else "validation_file"
+        # Without a file of their own, validation rows were cut from the training rows.
+        return self._public_name(name if self.config[name] else "train_file")
 
     def _public_name(self, field: str) -> str:
         value = self.config[field]

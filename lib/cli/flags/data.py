@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from lib.cli.flags.declaration import at_least, flag
+from lib.cli.flags.declaration import at_least, between, flag
 from lib.data.tasks import TASKS
 
 _data = functools.partial(flag, "data")
@@ -47,6 +47,21 @@ class DataFlags:
         metavar="FILE",
         is_path=True,
         resume="free",
+    )
+    validation_share: float | None = _data(
+        None,
+        "Cut this share of the training rows for validation, the same of each class.",
+        rule=between(0.001, 0.999, "it is a share of the training rows"),
+    )
+    folds: int | None = _data(
+        None,
+        "Cut the training rows into N parts for cross-validation; see --fold.",
+        rule=at_least(2, "one part validates and the others train"),
+    )
+    fold: int | None = _data(
+        None,
+        "The part of --folds that validates, from 0 to N - 1.",
+        rule=at_least(0, "parts are counted from 0"),
     )
     text_columns: tuple[str, ...] = _data(
         (),
