@@ -46,9 +46,8 @@ def held_out(
 ) -> NDArray[np.bool_]:
     """Return which rows are held out for validation.
 
-    Rows of equal texts stay together. They are shuffled, sorted by class, and dealt out in turn, so
-    that the share of each class in a part differs from that in all rows by one row, or by one group
-    of equal rows.
+    Groups of rows of equal texts stay together. They are shuffled, sorted by class and size, and
+    dealt out in turn, so that each part has its share of every class, to one group of each size.
 
     Args:
         labels: (rows,) numbers of classes, or scores.
@@ -63,15 +62,13 @@ def held_out(
     )
     # In the order of their first rows, so that the values of the hashes do not matter.
     shuffled = np.random.default_rng(holdout.seed).permutation(np.argsort(first))
-    dealt = shuffled[np.argsort(strata[first[shuffled]], kind="stable")]
-    before = np.cumsum(sizes[dealt]) - sizes[dealt]
+    dealt = shuffled[np.lexsort((sizes[shuffled], strata[first[shuffled]]))]
     if holdout.folds is not None:
-        chosen = before % holdout.folds == holdout.fold
-    else:
-        assert holdout.share is not None
-        # Row i is taken where the rounded number of rows to take rises from i to i + 1.
-        chosen = np.diff(np.floor(np.stack([before, before + 1]) * holdout.share + 0.5), axis=0)[0]
-    return np.isin(group, dealt[chosen.astype(bool)])
+        return np.isin(group, dealt[holdout.fold :: holdout.folds])
+    assert holdout.share is not None
+    # A group is taken where the number to take, rounded, rises.
+    to_take = np.floor(np.arange(len(dealt) + 1) * holdout.share + 0.5)
+    return np.isin(group, dealt[np.diff(to_take) > 0])
 
 
 def cut(rows: Dataset, where: str, holdout: Holdout) -> tuple[Dataset, Dataset, NDArray[np.int64]]:
