@@ -106,7 +106,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
         return {}
 
-    announce(config.to_dict(), origin, splits, tokenizer, timetable, accelerator)
+    announce(config.to_dict(), origin, splits, tokenized, tokenizer, timetable, accelerator)
 
     # The output folder, and what an earlier start of this run left in it
     signals.save_first()

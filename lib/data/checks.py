@@ -96,7 +96,8 @@ def _label_column(rows: Dataset, where: Place, label_column: str) -> pyarrow.Chu
     column = rows.data.column(label_column)
     if pyarrow.types.is_nested(column.type):
         raise InputError(f"{where}: {label_column} must hold one label for each row")
-    return column
+    is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+    return pc.utf8_trim_whitespace(column) if is_text else column
 
 
 def _check_kind(

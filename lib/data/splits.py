@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lib.data import checks
 from lib.data.files.cache import cache_folder, written_whole
 from lib.data.rows.holdout import Holdout, cut
+from lib.data.rows.notices import file_notices
 from lib.data.sources import RawSplit, read_splits
 from lib.data.tasks import TASKS, Task, task_of_files
 from lib.errors import InputError
@@ -155,6 +156,8 @@ def load_splits(
             f"{raw['train'].place}: every row has the label {task.labels[0]!r}; a classifier needs "
             "two"
         )
+    for split in checked:
+        notices += file_notices(raw[split].rows, raw[split].place, task.columns, label_column)
     positions = None
     if holdout:
         where = str(raw["train"].place)

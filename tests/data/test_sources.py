@@ -5,6 +5,7 @@ import gzip
 import shutil
 
 import datasets
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -70,6 +71,28 @@ def test_a_task_gives_files_its_labels_and_metrics(tmp_path):
     splits = load(write(tmp_path, "csv", rows), task_name="rte")
     assert splits.task.labels == ("entailment", "not_entailment")
     assert splits.train["labels"][:] == [1]
+
+
+def test_spaces_around_labels_are_removed_and_said(tmp_path):
+    rows = [{"text": "x", "label": name} for name in ("yes", "yes ", "no", "\tyes")]
+    splits = load(write(tmp_path, "csv", rows))
+    assert splits.task.labels == ("no", "yes")
+    assert splits.train["labels"][:] == [1, 1, 0, 1]
+    assert "rows.csv: removed the spaces around 2 labels, such as 'yes '" in splits.notices[0]
+    with pytest.raises(InputError, match="row 2, column label: the label is missing"):
+        load(write(tmp_path, "csv", [*rows[:1], {"text": "x", "label": " "}]))
+
+
+def test_a_tsv_that_pandas_quoted_is_read_with_a_warning(tmp_path):
+    frame = pandas.DataFrame(
+        {"text": ['say "e"', "plain", '"all of it"', 'a "'], "label": [0, 1, 0, 1]}
+    )
+    frame.to_csv(tmp_path / "rows.tsv", sep="\t", index=False)
+    splits = load(tmp_path / "rows.tsv")
+    assert splits.train["text"][0] == '"say ""e"""'
+    assert "rows.tsv: 3 texts keep the quotes that they were written in" in splits.notices[0]
+    plain = [{"text": text, "label": 0} for text in ('"he said"', 'the "word"', "x")]
+    assert load(write(tmp_path, "tsv", [*plain, {"text": "y", "label": 1}])).notices == ()
 
 
 def test_labels_may_be_missing_in_the_test_split(tmp_path):
