@@ -6,11 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import write_csv
+from conftest import NUM_TRAIN, write_csv
 from row_files import load
 from runs import run
 from sklearn.model_selection import StratifiedKFold
 
+from lib.compare.runs import read_run
 from lib.data.rows.holdout import Holdout, held_out
 from lib.data.splits import load_splits
 from lib.errors import InputError
@@ -122,6 +123,8 @@ def test_a_run_keeps_the_numbers_of_its_validation_rows(flags, files, tmp_path):
     )
     held = json.loads((tmp_path / "out" / "validation_rows.json").read_text())["rows"]
     assert results["eval_num_rows"] == len(held)
+    compared = read_run(tmp_path / "out")
+    assert (compared.num_train, len(compared.labels)) == (NUM_TRAIN - len(held), len(held))
     labels = [
         line.rstrip().rpartition(",")[2] for line in files["train"].read_text().splitlines()[1:]
     ]
