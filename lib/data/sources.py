@@ -86,10 +86,11 @@ def _read_folder(folder: Path, name: str, task_name: str | None) -> dict[str, Ra
     found = split_files(folder, task_name)
     read = {split: files for split, files in found.items() if split in SPLITS}
     if not read:
-        others = f" (found: {', '.join(found)})" if found else ""
+        names = [*found] or sorted(path.name for path in folder.iterdir())
         raise InputError(
-            f"--dataset_name {name}: the folder holds no train.parquet, train.csv, train.jsonl or "
-            f"the like{others}, and no saved DatasetDict"
+            f"--dataset_name {name} has no train.parquet, train.csv, train.jsonl or the like, in "
+            f"it or in a folder {task_name} (found: {', '.join(names[:8]) or 'nothing'}), and is "
+            "no saved DatasetDict"
         )
     return {
         split: _read_files(list(map(str, files)), f"{name}, split {split}")

@@ -389,6 +389,8 @@ def test_a_data_set_in_the_cache_of_the_hub_is_read_offline(
     splits = load_splits("nyu-mll/glue", task_name="mrpc")
     assert splits.train["sentence1"][:] == [f"sentence1 {row}" for row in range(4)]
     assert splits.source == "nyu-mll/glue"
+    with pytest.raises(InputError, match="nyu-mll/glue is cached incompletely"):
+        load_splits("nyu-mll/glue", task_name="mnli")
     (snapshot / "mrpc" / "train-00000-of-00001.parquet").unlink()
     with pytest.raises(InputError, match="nyu-mll/glue is cached incompletely.*--dry_run"):
         load_splits("nyu-mll/glue", task_name="mrpc")
@@ -480,7 +482,7 @@ def test_what_stands_for_no_files(tmp_path, given, message):
 
 
 def test_a_folder_without_data(tmp_path):
-    with pytest.raises(InputError, match="holds no train.parquet"):
+    with pytest.raises(InputError, match="has no train.parquet.* folder mrpc .found: nothing"):
         load_splits(str(tmp_path), task_name="mrpc")
 
 
