@@ -106,7 +106,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
         return {}
 
-    announce(config.to_dict(), origin, splits, tokenizer, timetable, accelerator)
+    announce(config.to_dict(), origin, splits, tokenized, tokenizer, timetable, accelerator)
 
     # The output folder, and what an earlier start of this run left in it
     signals.save_first()
@@ -230,7 +230,7 @@ def load_inputs(
     splits = load_splits(
         config.files() or config.dataset_name,
         revision=config.dataset_revision,
-        **config.values("task_name", "text_columns", "label_column"),
+        **config.values("task_name", "text_columns", "label_column", "holdout"),
     ).first(config.max_train_samples, config.max_eval_samples, config.max_predict_samples)
     metrics.check_metric(config.metric_for_best_model, splits.task.metrics)
     source = (config.model_name_or_path, config.model_revision, config.trust_remote_code)

@@ -38,6 +38,8 @@ STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "all_results.json"
 PROVENANCE_FILE = "manifest.json"
+# The positions, from 0, of the validation rows among the training rows that they were cut from.
+HELD_OUT_FILE = "validation_rows.json"
 WANDB_RUN_FILE = "wandb_run_id"
 WANDB_ALERTS_FILE = "wandb_alerts"
 
@@ -45,7 +47,13 @@ WANDB_ALERTS_FILE = "wandb_alerts"
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 # Results of a finished run, which are deleted when another run claims the folder.
-RESULT_FILES = (RESULTS_FILE, PROVENANCE_FILE, "report/index.html", "report/data.json")
+RESULT_FILES = (
+    RESULTS_FILE,
+    PROVENANCE_FILE,
+    HELD_OUT_FILE,
+    "report/index.html",
+    "report/data.json",
+)
 
 # Seconds to wait for the processes of an earlier start: Slurm kills them 30 s after it asked them
 # to end, and an NFS server takes back the locks of a lost node after 90 s.

@@ -1,7 +1,7 @@
 """The configuration of a run: all its flags, and the rules between them."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.cli.flags.data import DataFlags
 from lib.cli.flags.declaration import checked, flags_of
@@ -10,6 +10,10 @@ from lib.cli.flags.output import EvaluationFlags, OutputFlags
 from lib.cli.flags.tracking import HubFlags, TrackingFlags
 from lib.cli.flags.training import TrainingFlags
 from lib.cli.rules import check_rules
+from lib.data.files.paths import expand
+
+if TYPE_CHECKING:
+    from lib.data.rows.holdout import Holdout
 
 
 # Python lists the fields of the last base class first.
@@ -38,10 +42,23 @@ class TrainConfig(
             object.__setattr__(self, name, value)
         check_rules(self)
 
-    def files(self) -> dict[str, str]:
+    def files(self) -> dict[str, list[str]]:
         """The files that were given, by split: train, validation, test."""
-        paths = {name: getattr(self, f"{name}_file") for name in ("train", "validation", "test")}
-        return {name: path for name, path in paths.items() if path is not None}
+        patterns = {name: getattr(self, f"{name}_file") for name in ("train", "validation", "test")}
+        return {
+            name: [str(path) for path in expand(f"--{name}_file", given)]
+            for name, given in patterns.items()
+            if given is not None
+        }
+
+    @property
+    def holdout(self) -> "Holdout | None":
+        """Which training rows validate instead; None if validation rows are given."""
+        from lib.data.rows.holdout import Holdout  # imports slow libraries
+
+        if self.validation_share is None and self.folds is None:
+            return None
+        return Holdout(self.seed, self.validation_share, self.folds, self.fold)
 
     def mixed_precision(self) -> str | None:
         """The precision that --bf16 or --fp16 asks for; None leaves it to Accelerate's launcher."""

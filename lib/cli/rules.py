@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.backends.settings import MIXED_PRECISION
+from lib.data.files.paths import expand
 from lib.errors import InputError
 
 if TYPE_CHECKING:  # it imports this module
     from lib.cli.config import TrainConfig
 
 DEFAULT_TRAIN_BATCH_SIZE = 32
-FILE_FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 def check_rules(config: "TrainConfig") -> None:
@@ -42,26 +42,36 @@ def _check_files(config: "TrainConfig") -> None:
     if files and config.train_file is None:
         given = " and ".join(f"--{name}" for name in files)
         raise InputError(f"{given} without --train_file: give the training rows as a file too")
-    if config.train_file is not None and config.validation_file is None:
+    _check_holdout(config)
+    cut = config.validation_share is not None or config.folds is not None
+    if config.train_file is not None and config.validation_file is None and not cut:
         raise InputError(
             "--train_file without --validation_file: a run chooses its best model on validation "
-            "rows; give some, cut from the training rows if need be"
+            "rows; give some, or cut them from the training rows with --validation_share 0.1"
         )
-    for name, value in files.items():
-        _check_file(f"--{name}", Path(value))
+    for name, patterns in files.items():
+        expand(f"--{name}", patterns)
 
 
-def _check_file(name: str, path: Path) -> None:
-    if path.suffix.lower() not in FILE_FORMATS:
+def _check_holdout(config: "TrainConfig") -> None:
+    given = [
+        name
+        for name in ("validation_file", "validation_share", "folds")
+        if getattr(config, name) is not None
+    ]
+    if len(given) > 1:
         raise InputError(
-            f"{name} {path}: its extension does not name a format; known: {', '.join(FILE_FORMATS)}"
+            f"--{given[0]} and --{given[1]} both say which rows validate: give one of them"
         )
-    if path.is_dir():
-        raise InputError(f"{name} {path} is a folder: give a file, or --dataset_name for a folder")
-    if not path.is_file():
-        raise InputError(f"{name} {path}: no such file (looked in {path.absolute().parent})")
-    if path.stat().st_size == 0:
-        raise InputError(f"{name} {path} is empty: it needs at least one row")
+    if (config.folds is None) != (config.fold is None):
+        raise InputError(
+            "--folds N and --fold I belong together: part I of N validates, I from 0 to N - 1"
+        )
+    if config.folds is not None and config.fold is not None and config.fold >= config.folds:
+        raise InputError(
+            f"--fold must lie in [0, {config.folds - 1}], got {config.fold}: --folds "
+            f"{config.folds} makes parts that are counted from 0"
+        )
 
 
 def _check_folders(config: "TrainConfig") -> None:

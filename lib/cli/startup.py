@@ -10,6 +10,7 @@ from pathlib import Path
 from lib.backends import deepspeed, settings
 from lib.cli.config import TrainConfig
 from lib.cli.parsing import parse_arguments
+from lib.data.files.paths import shown
 from lib.distributed.signals import ignore_stop_signals
 from lib.errors import TRY_AGAIN, InputError, LostProcessError, NonFiniteError, Preempted
 from lib.hub.reach import go_offline_if_unreachable
@@ -51,7 +52,7 @@ def header(config: TrainConfig) -> str:
     Printed at once, as importing PyTorch and reading the model take seconds.
     """
     model = Path(config.model_name_or_path).name
-    data = Path(config.train_file or config.dataset_name).name
+    data = shown(config.train_file or (config.dataset_name,))
     task = "" if config.train_file or config.demo else f" ({config.task_name or 'mrpc'})"
     target = "dry run" if config.dry_run else config.output_dir
     return f"{model} on {data}{task} -> {target}"

@@ -4,10 +4,10 @@
     python -m lib.compare runs/default.s* --against runs/plain.s*
     python -m lib.compare runs/default.s* --against runs/plain.s* --format html > comparison.html
 
-A set is the runs of one recipe, each with its own seed. Set A is compared with set B by what the
-runs predict for each validation row; `lib/compare/significance.py` explains the method. The verdict
-is on one metric, the one by which GLUE scores the task: with several tests at 5% each, one would
-come out "different" by chance more often than that.
+A set is the runs of one recipe, each with its own seed or fold. Set A is compared with set B by
+what the runs predict for each validation row; `lib/compare/significance.py` explains the method.
+The verdict is on one metric, the one by which GLUE scores the task: with several tests at 5% each,
+one would come out "different" by chance more often than that.
 """
 
 import argparse

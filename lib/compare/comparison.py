@@ -11,10 +11,12 @@ from lib.compare.significance import (
     MIN_RUNS,
     Difference,
     difference_of_means,
+    paired_difference,
     score_covariances,
     standard_error_of_share,
     summarize,
 )
+from lib.errors import InputError
 from lib.training.metrics import best_metric_name, compute, display_name, metric_names, score_range
 
 LOWER_IS_BETTER = ("loss", "seconds")
@@ -37,7 +39,7 @@ def compare_runs(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, An
 
 def _summarize_set(runs: Sequence[ScoredRun]) -> dict[str, Any]:
     """Summarize each figure over the runs of a set, and note what stands out."""
-    task, labels = runs[0].task, runs[0].labels
+    task, num_rows = runs[0].task, len(runs[0].labels)
     differing = {
         name: None
         for run in runs[1:]
@@ -46,10 +48,12 @@ def _summarize_set(runs: Sequence[ScoredRun]) -> dict[str, Any]:
     }
     accuracy = None
     if task.labels:
-        accuracy = float(np.mean([run.predictions == labels for run in runs]))
+        hits = [run.predictions == run.labels for run in runs]
+        accuracy = float(np.mean(np.concatenate(hits)))
     return {
         "runs": [run.folder for run in runs],
-        "num_rows": len(labels),
+        "num_rows": num_rows,
+        "cut_from_training_rows": runs[0].num_train is not None,
         "figures": {
             name: _summarize_figure(name, runs)
             for name in runs[0].figures
@@ -59,8 +63,8 @@ def _summarize_set(runs: Sequence[ScoredRun]) -> dict[str, Any]:
         "recipes_differ_in": list(differing),
         "accuracy": accuracy,
         "standard_error_of_rows": None
-        if accuracy is None
-        else standard_error_of_share(accuracy, len(labels)),
+        if accuracy is None or runs[0].num_train is not None
+        else standard_error_of_share(accuracy, num_rows),
     }
 
 
@@ -76,29 +80,30 @@ def _summarize_figure(name: str, runs: Sequence[ScoredRun]) -> dict[str, Any]:
     return {
         "title": name.replace(metric, display_name(metric, task.labels)),
         **dataclasses.asdict(
-            summarize(values, score_range(metric, task.metrics) if is_score else None)
+            summarize(
+                values,
+                score_range(metric, task.metrics) if is_score else None,
+                _rows_ratio(runs) if name.startswith("eval_") else 0.0,
+            )
         ),
         "best": {"value": values[best], "run": runs[best].folder},
         "worst": {"value": values[worst], "run": runs[worst].folder},
     }
 
 
+def _rows_ratio(runs: Sequence[ScoredRun]) -> float:
+    """Validation rows for each training row, where they were cut from those; else 0."""
+    return float(np.mean([len(run.labels) / run.num_train if run.num_train else 0 for run in runs]))
+
+
 def _compare_sets(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Any]:
     """Compare set A with set B in each metric of the task, and name the metric that decides."""
-    task, labels = a[0].task, a[0].labels
-    predictions = np.stack([run.predictions for run in (*a, *b)])
-    scores = [compute(task.metrics, row, labels) for row in predictions]
-    covariances = score_covariances(task.metrics, predictions, labels, seed=0)
-    metrics = {}
-    for name, covariance in covariances.items():
-        values = np.array([score[name] for score in scores])
-        difference = difference_of_means(
-            values[: len(a)], values[len(a) :], covariance, score_range(name, task.metrics)
-        )
-        metrics[name] = {
-            "title": display_name(name, task.labels),
-            **dataclasses.asdict(difference),
-        }
+    task = a[0].task
+    differences = _paired(a, b) if a[0].num_train is not None else _crossed(a, b)
+    metrics = {
+        name: {"title": display_name(name, task.labels), **dataclasses.asdict(difference)}
+        for name, difference in differences.items()
+    }
     changed = config_differences(a[0].config, b[0].config)
     return {
         "deciding_metric": best_metric_name(task.metrics),
@@ -106,6 +111,42 @@ def _compare_sets(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, A
         "recipes_differ_in": {
             name: list(values) for name, values in changed.items() if name not in NOT_IN_RECIPE
         },
+    }
+
+
+def _crossed(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Difference]:
+    """The differences of runs that are all scored on the same rows."""
+    task, labels = a[0].task, a[0].labels
+    predictions = np.stack([run.predictions for run in (*a, *b)])
+    scores = [compute(task.metrics, row, labels) for row in predictions]
+    covariances = score_covariances(task.metrics, predictions, labels, seed=0)
+    differences = {}
+    for name, covariance in covariances.items():
+        values = np.array([score[name] for score in scores])
+        differences[name] = difference_of_means(
+            values[: len(a)], values[len(a) :], covariance, score_range(name, task.metrics)
+        )
+    return differences
+
+
+def _paired(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Difference]:
+    """The differences of runs that are scored on the same rows only in pairs."""
+    if len(a) < 2:
+        raise InputError(
+            f"{a[0].folder} and {b[0].folder} are one pair of runs on rows of their own: a "
+            "comparison takes two pairs at least, of other folds or seeds"
+        )
+    task, partners = a[0].task, {run.cut: run for run in b}
+    pairs = [(run, partners[run.cut]) for run in a]
+    scores = [[compute(task.metrics, r.predictions, r.labels) for r in pair] for pair in pairs]
+    return {
+        name: paired_difference(
+            np.array([one[name] for one, _ in scores]),
+            np.array([other[name] for _, other in scores]),
+            _rows_ratio(a),
+            score_range(name, task.metrics),
+        )
+        for name in scores[0][0]
     }
 
 
@@ -128,6 +169,12 @@ def _sentences(content: Mapping[str, Any]) -> Iterator[str]:
     if "difference" in content:
         yield from _difference_sentences(content["difference"], sets["A"], sets["B"])
     first = sets["A"]
+    if first["cut_from_training_rows"]:
+        yield (
+            "The runs validate on different rows, cut from their training rows. As those overlap, "
+            "the intervals allow for more variance than between independent runs (Nadeau and "
+            "Bengio, 2003)."
+        )
     if first["standard_error_of_rows"] is not None:
         yield (
             f"With {first['num_rows']} validation rows the accuracy of each model has a standard "
@@ -146,22 +193,22 @@ def _difference_sentences(
         f"{title}: A - B is {points(found.difference, sign=True)} points, with a 95% interval from "
         f"{points(low, sign=True)} to {points(high, sign=True)}"
     )
+    paired = a["cut_from_training_rows"]
+    over = "pairs of runs on the same rows" if paired else "seeds and rows"
+    covered = "" if paired else ", which covers other rows but not other seeds"
     if found.distinguishable is None:
         yield (
-            f"{interval}, which covers other rows but not other seeds. Too few runs to tell "
+            f"{interval}{covered}. Too few runs to tell "
             f"whether the recipes differ: it takes at least {MIN_RUNS} of each, here are "
             f"{len(a['runs'])} and {len(b['runs'])}."
         )
     elif found.distinguishable:
         yield (
-            f"{interval} over seeds and rows: {'A' if found.difference > 0 else 'B'} is higher by "
+            f"{interval} over {over}: {'A' if found.difference > 0 else 'B'} is higher by "
             f"more than noise (p = {found.p_value:.2g})."
         )
     else:
-        yield (
-            f"{interval} over seeds and rows: not distinguishable from noise "
-            f"(p = {found.p_value:.2g})."
-        )
+        yield (f"{interval} over {over}: not distinguishable from noise (p = {found.p_value:.2g}).")
     changed = [
         f"{field} {one} and {other}"
         for field, (one, other) in difference["recipes_differ_in"].items()

@@ -23,7 +23,7 @@ from lib.data.tasks import TASKS, Task, task_of_files
 from lib.errors import InputError
 
 # Fields in which runs of one recipe may differ.
-NOT_IN_RECIPE = {*FREE_FLAGS, "seed"}
+NOT_IN_RECIPE = {*FREE_FLAGS, "seed", "fold"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,8 @@ class ScoredRun:
 
     `figures` are its evaluation scores and its speeds. `predictions` and `labels` are (rows,):
     class numbers, or scores for a regression. `digest` is the SHA-256 of the predictions file.
+    `num_train` counts the training rows, where the validation rows were cut from them; else it is
+    None.
     """
 
     folder: str
@@ -43,6 +45,12 @@ class ScoredRun:
     predictions: NDArray[Any]
     labels: NDArray[Any]
     digest: str
+    num_train: int | None = None
+
+    @property
+    def cut(self) -> tuple[Any, Any]:
+        """What, beside the recipe, decides the rows that a run validates on."""
+        return self.config.get("seed"), self.config.get("fold")
 
 
 def read_run(folder: Path) -> ScoredRun:
@@ -68,7 +76,10 @@ def read_run(folder: Path) -> ScoredRun:
     # Flags alone do not decide these.
     config |= {name: manifest[name] for name in ("precision", "model_revision") if name in manifest}
     task = TASKS.get(config.get("task_name") or "")
-    path = folder / "predictions" / f"{task.validation[0] if task else 'validation'}.jsonl"
+    path = folder / "predictions" / "validation.jsonl"
+    if task and not path.exists():  # MNLI's own split has another name
+        path = path.with_name(f"{task.validation[0]}.jsonl")
+    is_cut = config.get("validation_share") is not None or config.get("folds") is not None
     classes, predictions, labels, digest = _read_predictions(path)
     figures = {
         name: float(number)
@@ -88,6 +99,7 @@ def read_run(folder: Path) -> ScoredRun:
         predictions,
         labels,
         digest,
+        manifest["num_rows"]["train"] if is_cut else None,
     )
 
 
@@ -135,6 +147,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def check_comparable(sets: Sequence[Sequence[ScoredRun]]) -> None:
     """Check that all runs are scored on the same rows, and that no run is counted twice.
 
+    Runs whose validation rows were cut from the training rows need the same rows only in pairs.
+
     Raises:
         InputError: it names the two runs.
     """
@@ -142,7 +156,8 @@ def check_comparable(sets: Sequence[Sequence[ScoredRun]]) -> None:
     for one, other in itertools.combinations(runs, 2):
         if Path(one.folder).resolve() == Path(other.folder).resolve():
             raise InputError(f"{other.folder} is given twice")
-        reason = _data_mismatch(one, other)
+        cuts_differ = None not in (one.num_train, other.num_train) and one.cut != other.cut
+        reason = _task_mismatch(one, other) or (None if cuts_differ else _data_mismatch(one, other))
         if reason:
             raise InputError(
                 f"{other.folder} was not evaluated on the data of {one.folder} ({reason}): compare "
@@ -156,20 +171,46 @@ def check_comparable(sets: Sequence[Sequence[ScoredRun]]) -> None:
                     "the same run, and says nothing about other seeds"
                 )
             changed = config_differences(one.config, other.config).keys() - NOT_IN_RECIPE
-            if one.config.get("seed") == other.config.get("seed") and not changed:
+            if one.cut == other.cut and not changed:
                 raise InputError(
                     f"{other.folder} has the recipe and the seed of {one.folder}, and says nothing "
                     "about other seeds: give one run of each seed"
                 )
+    if len(sets) == 2 and all(run.num_train is not None for run in runs):
+        _check_pairs(*sets)
 
 
-def _data_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
-    """Why two runs are not scored on the same data, or None if they are."""
+def _check_pairs(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> None:
+    """Check that each run has one run of the other set with the same validation rows."""
+    for runs, others in ((a, b), (b, a)):
+        for run in runs:
+            partners = [other.folder for other in others if other.cut == run.cut]
+            if len(partners) != 1:
+                seed, fold = run.cut
+                which = f"seed {seed}" if fold is None else f"seed {seed}, fold {fold}"
+                raise InputError(
+                    f"{run.folder} ({which}) validates on rows of its own, and the other set has "
+                    f"{len(partners)} runs on them: give one of each seed and fold in both sets"
+                )
+
+
+def _task_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
+    """Why two runs do not do the same task, or None if they do."""
     tasks = [run.config.get("task_name") for run in (one, other)]
     if tasks[0] != tasks[1]:
         return f"tasks {tasks[0]} and {tasks[1]}"
     if one.task.labels != other.task.labels:
         return "different classes"
+    if (one.num_train is None) != (other.num_train is None):
+        return "the validation rows of one of them were cut from its training rows"
+    totals = [(run.num_train or 0) + len(run.labels) for run in (one, other)]
+    if one.num_train is not None and totals[0] != totals[1]:
+        return f"{totals[1]:,} and {totals[0]:,} rows to cut validation rows from"
+    return None
+
+
+def _data_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
+    """Why two runs are not scored on the same rows, or None if they are."""
     if len(one.labels) != len(other.labels):
         return f"{len(other.labels)} and {len(one.labels)} validation rows"
     if (one.labels != other.labels).any():

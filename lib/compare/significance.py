@@ -36,7 +36,11 @@ class Summary:
     interval: tuple[float, float] | None
 
 
-def summarize(values: Sequence[float], score_range: tuple[float, float] | None = None) -> Summary:
+def summarize(
+    values: Sequence[float],
+    score_range: tuple[float, float] | None = None,
+    rows_ratio: float = 0.0,
+) -> Summary:
     """Mean, sample standard deviation, and the 95% t interval of the mean.
 
     The interval covers the mean over all seeds, on these rows. Source: Student (1908).
@@ -44,12 +48,14 @@ def summarize(values: Sequence[float], score_range: tuple[float, float] | None =
     Args:
         values: of a figure, one for each run.
         score_range: lowest and highest possible value, to which the interval is clipped.
+        rows_ratio: as for `paired_difference`, whose runs are not independent either.
     """
     num_runs, mean = len(values), float(np.mean(values))
     if num_runs == 1:
         return Summary(1, mean, None, None)
     deviation = float(np.std(values, ddof=1))
-    half = float(scipy.special.stdtrit(num_runs - 1, 1 - LEVEL / 2)) * deviation / num_runs**0.5
+    error = deviation * (1 / num_runs + rows_ratio) ** 0.5
+    half = float(scipy.special.stdtrit(num_runs - 1, 1 - LEVEL / 2)) * error
     return Summary(num_runs, mean, deviation, _interval(mean, half, score_range))
 
 
@@ -133,6 +139,46 @@ def difference_of_means(
         spread = parts[0] ** 2 / (num_a - 1) + parts[1] ** 2 / (num_b - 1)
         freedom = variance**2 / spread if spread else math.inf
     error = math.sqrt(max(0.0, variance))
+    return _tested(difference, error, freedom, score_range, min(num_a, num_b))
+
+
+def paired_difference(
+    scores_a: Array,
+    scores_b: Array,
+    rows_ratio: float,
+    score_range: tuple[float, float] | None = None,
+) -> Difference:
+    """Test whether two recipes differ, by pairs of runs that validate on the same rows.
+
+    For runs whose validation rows were cut from the training rows, differently in each pair. Their
+    training rows overlap, so that the variance of the mean is not that of independent pairs, s^2 /
+    n, but about s^2 (1 / n + rows_ratio). There is no unbiased estimate of the variance of a
+    cross-validation (Bengio and Grandvalet, 2004, JMLR 5).
+
+    Args:
+        scores_a: (pairs,), two at least.
+        scores_b: (pairs,).
+        rows_ratio: validation rows for each training row.
+        score_range: as for `difference_of_means`.
+
+    Source: the corrected resampled t-test of Nadeau and Bengio (2003), Machine Learning 52(3); for
+    folds, Bouckaert and Frank (2004), PAKDD.
+    """
+    differences = np.asarray(scores_a) - np.asarray(scores_b)
+    num_pairs = len(differences)
+    error = float(np.std(differences, ddof=1)) * math.sqrt(1 / num_pairs + rows_ratio)
+    mean = float(np.mean(differences))
+    return _tested(mean, error, num_pairs - 1, score_range, num_pairs)
+
+
+def _tested(
+    difference: float,
+    error: float,
+    freedom: float,
+    score_range: tuple[float, float] | None,
+    num_runs: int,
+) -> Difference:
+    """The t test of a difference with this standard error and these degrees of freedom."""
     # With infinite degrees of freedom `stdtr` is the normal distribution.
     half = float(scipy.special.stdtrit(freedom, 1 - LEVEL / 2)) * error
     if error:
@@ -147,7 +193,7 @@ def difference_of_means(
         freedom,
         _interval(difference, half, limits),
         p_value,
-        p_value < LEVEL if min(num_a, num_b) >= MIN_RUNS else None,
+        p_value < LEVEL if num_runs >= MIN_RUNS else None,
     )
 
 

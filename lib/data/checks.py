@@ -13,11 +13,12 @@ import pyarrow
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from lib.data.files.place import Place
 from lib.data.tasks import IGNORED
 from lib.errors import InputError
 
 
-def guess_text_columns(rows: Dataset, where: str, label_column: str) -> tuple[str, ...]:
+def guess_text_columns(rows: Dataset, where: Place, label_column: str) -> tuple[str, ...]:
     """The columns `sentence1` and `sentence2`, or the only one or two that hold no label.
 
     Raises:
@@ -34,14 +35,14 @@ def guess_text_columns(rows: Dataset, where: str, label_column: str) -> tuple[st
     )
 
 
-def check_not_empty(rows: Dataset, where: str) -> None:
+def check_not_empty(rows: Dataset, where: Place) -> None:
     """Refuse a split without rows with an InputError."""
     if not len(rows):
         raise InputError(f"{where} has no rows: it needs at least one")
 
 
 def check_column_names(
-    rows: Dataset, where: str, text_columns: Sequence[str], label_column: str | None
+    rows: Dataset, where: Place, text_columns: Sequence[str], label_column: str | None
 ) -> None:
     """Check that the columns exist; None for a label column that may be absent.
 
@@ -64,7 +65,7 @@ def check_column_names(
             )
 
 
-def class_names(rows: Dataset, where: str, label_column: str) -> tuple[str, ...]:
+def class_names(rows: Dataset, where: Place, label_column: str) -> tuple[str, ...]:
     """Names of the classes, sorted (numbers by value); empty if the labels are scores.
 
     Raises:
@@ -91,15 +92,16 @@ def class_names(rows: Dataset, where: str, label_column: str) -> tuple[str, ...]
     return tuple(sorted({str(value) for value in values}))
 
 
-def _label_column(rows: Dataset, where: str, label_column: str) -> pyarrow.ChunkedArray:
+def _label_column(rows: Dataset, where: Place, label_column: str) -> pyarrow.ChunkedArray:
     column = rows.data.column(label_column)
     if pyarrow.types.is_nested(column.type):
         raise InputError(f"{where}: {label_column} must hold one label for each row")
-    return column
+    is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+    return pc.utf8_trim_whitespace(column) if is_text else column
 
 
 def _check_kind(
-    values: Sequence[Any], column: pyarrow.ChunkedArray, where: str, label_column: str
+    values: Sequence[Any], column: pyarrow.ChunkedArray, where: Place, label_column: str
 ) -> None:
     """Check that labels are numbers or names, and not numbers with a slip among them.
 
@@ -111,15 +113,15 @@ def _check_kind(
     """
     for value in values:
         if _is_float(value) != _is_float(values[0]):
-            row = pc.index(column, value).as_py() + 1
+            row = pc.index(column, value).as_py()
             raise InputError(
-                f"{where}, row {row}: {label_column} is {value!r}, and in the rows before "
+                f"{where.row(row)}: {label_column} is {value!r}, and in the rows before "
                 f"{values[0]!r}: labels are all numbers or all names"
             )
 
 
 def check_texts(
-    rows: Dataset, where: str, text_columns: Sequence[str], *, may_be_empty: bool
+    rows: Dataset, where: Place, text_columns: Sequence[str], *, may_be_empty: bool
 ) -> None:
     """Check that every row has its texts.
 
@@ -134,8 +136,7 @@ def check_texts(
             text = column[row].as_py()
             shown = "nothing" if text is None or text == "" else repr(text)
             raise InputError(
-                f"{where}, row {row + 1}: {name} must be text, found {shown}; complete or remove "
-                "the row"
+                f"{where.row(row)}: {name} must be text, found {shown}; complete or remove the row"
             )
 
 
@@ -154,7 +155,7 @@ def _first_missing(column: pyarrow.ChunkedArray, *, may_be_empty: bool) -> int |
 
 def number_labels(
     rows: Dataset,
-    where: str,
+    where: Place,
     label_column: str,
     names: Sequence[str],
     *,
@@ -190,8 +191,8 @@ def number_labels(
                 else _number_of(value, names, numbered=numbered, by_number=by_number)
             )
         except InputError as problem:
-            row = pc.index(pc.index_in(column, values), position).as_py() + 1
-            raise InputError(f"{where}, row {row}, column {label_column}: {problem}") from None
+            row = pc.index(pc.index_in(column, values), position).as_py()
+            raise InputError(f"{where.row(row)}, column {label_column}: {problem}") from None
     numbers = pyarrow.array(numbers, kind)
     chunks = [numbers.take(pc.index_in(chunk, values)) for chunk in column.chunks]
     return pyarrow.chunked_array(chunks, kind)

@@ -1,90 +1,108 @@
-"""Read a data set of the hub, a folder or files into Arrow files that are mapped into memory.
+"""Read a data set of the hub, a folder or files into Arrow files that are mapped into memory."""
 
-CSV and JSON go through Python's parsers, a batch of rows at a time and once for each content. Those
-of Arrow are twice as fast, but drop a stray quote in silence, turn text that looks like a date into
-one, and name no line.
-"""
-
-import csv
+import dataclasses
 import hashlib
-import itertools
-import json
-import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow
-import pyarrow.parquet
 from datasets import Dataset
-from datasets.table import MemoryMappedTable
 
+from lib.data.files.cache import arrow_file, cached_rows, content_hash, write_arrow
+from lib.data.files.formats import READER_VERSION, first_line, read_tables
+from lib.data.files.paths import format_of, split_files
+from lib.data.files.place import Place
+from lib.data.tasks import TASKS
 from lib.errors import InputError
-from lib.hub.reach import REMEDY
+from lib.hub.reach import REMEDY, cached_dataset
 
-ROWS_PER_BATCH = 65_536
-# Part of the names of cached files: raise it when the readers give other rows for the same bytes.
-READER_VERSION = 1
+# The splits that a run reads of a folder, which may hold others.
+SPLITS = {"train"}.union(*((*task.validation, *task.test) for task in TASKS.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class RawSplit:
+    """The rows of a split as they were found, and where."""
+
+    rows: Dataset
+    place: Place
 
 
 def read_splits(
-    source: str | Mapping[str, str], task_name: str | None, *, revision: str | None = None
-) -> dict[str, Dataset]:
+    source: str | Mapping[str, str | Sequence[str]],
+    task_name: str | None,
+    *,
+    revision: str | None = None,
+) -> dict[str, RawSplit]:
     """The raw rows of each split.
 
     Args:
-        source: a data set of the hub, a local folder, `demo`, or the path of each split's file.
-        task_name: the configuration of a data set of the hub.
+        source: a data set of the hub, a local folder, `demo`, or the files of each split.
+        task_name: the configuration of a data set.
 
     Raises:
         InputError: it does not exist, cannot be read, or is not what its name says.
     """
     if not isinstance(source, str):
-        return {split: read_file(Path(path)) for split, path in source.items()}
+        return {
+            split: _read_files([paths] if isinstance(paths, str) else paths)
+            for split, paths in source.items()
+        }
     folder = Path(source)
     if source == "demo":
         from lib.demo.corpus import corpus_folder, write_corpus
 
         folder = write_corpus(corpus_folder())
     if folder.is_dir():
-        return _read_folder(folder)
+        return _read_folder(folder, source, task_name)
     if source.startswith((".", "/", "~")):
         raise InputError(f"--dataset_name {source}: no such folder")
     try:
         splits = datasets.load_dataset(source, task_name, revision=revision, keep_in_memory=False)
     except (OSError, ValueError) as error:
+        # Offline, `datasets` reads only what it prepared itself, not what `hf download` fetched.
+        if datasets.config.HF_HUB_OFFLINE and (
+            snapshot := cached_dataset(source, task_name, revision)
+        ):
+            return _read_folder(snapshot, source, task_name)
         # Without a hub `datasets` raises ConnectionError, FileNotFoundError or ValueError,
         # depending on what is cached and on HF_HUB_OFFLINE.
         raise InputError(
             f"--dataset_name {source} ({task_name}) is neither cached nor available from the hub: "
-            f"{_first_line(error)}; {REMEDY}"
+            f"{first_line(error)}; {REMEDY}"
         ) from error
-    return {name: _named_by_content(rows) for name, rows in splits.items()}
+    return _splits_of(splits, source)
 
 
-def _read_folder(folder: Path) -> dict[str, Dataset]:
+def _read_folder(folder: Path, name: str, task_name: str | None) -> dict[str, RawSplit]:
+    """The splits in a folder; `name` is what the user called it."""
     try:
         if (folder / "dataset_dict.json").exists():
             saved = datasets.load_from_disk(str(folder), keep_in_memory=False)
-            return {name: _named_by_content(rows) for name, rows in saved.items()}
-        # train.parquet, or the hub's train-00000-of-00002.parquet
-        shards: dict[str, list[Dataset]] = {}
-        for path in sorted(folder.glob("*.parquet")):
-            shards.setdefault(path.stem.split("-")[0], []).append(read_file(path))
-        if not shards:
-            raise InputError(
-                f"--dataset_name {folder}: holds no Parquet file (train.parquet, "
-                "validation.parquet, ...) and no saved DatasetDict"
-            )
-        return {name: datasets.concatenate_datasets(parts) for name, parts in shards.items()}
-    except InputError:
-        raise
+            return _splits_of(saved, name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"--dataset_name {folder} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"--dataset_name {name} cannot be read: {first_line(error)}") from error
+    found = split_files(folder, task_name)
+    read = {split: files for split, files in found.items() if split in SPLITS}
+    if not read:
+        names = [*found] or sorted(path.name for path in folder.iterdir())
+        raise InputError(
+            f"--dataset_name {name} has no train.parquet, train.csv, train.jsonl or the like, in "
+            f"it or in a folder {task_name} (found: {', '.join(names[:8]) or 'nothing'}), and is "
+            "no saved DatasetDict"
+        )
+    return {
+        split: _read_files(list(map(str, files)), f"{name}, split {split}")
+        for split, files in read.items()
+    }
+
+
+def _splits_of(splits: Mapping[str, Dataset], name: str) -> dict[str, RawSplit]:
+    return {
+        split: RawSplit(_named_by_content(rows), Place(f"{name}, split {split}"))
+        for split, rows in splits.items()
+    }
 
 
 def _named_by_content(rows: Dataset) -> Dataset:
@@ -92,207 +110,44 @@ def _named_by_content(rows: Dataset) -> Dataset:
 
     That of `datasets` is one of how they were made: of a function, but not of a file that it read.
     """
-    name = _content_hash(*(Path(file["filename"]) for file in rows.cache_files))
+    name = content_hash(*(Path(file["filename"]) for file in rows.cache_files))
     return Dataset(rows.data, info=rows.info, split=rows.split, fingerprint=name)
 
 
-# ------------------------------------------------------------------------------------- files
+def _read_files(paths: Sequence[str], name: str | None = None) -> RawSplit:
+    """The rows of files, one after another; `name` is that of the split, if not those of the files.
+
+    Raises:
+        InputError: a file cannot be read, or its columns have other types than those before.
+    """
+    parts = [read_file(Path(path)) for path in paths]
+    place = Place(name or ", ".join(paths), tuple(zip(paths, map(len, parts), strict=True)))
+    if len(parts) == 1:
+        return RawSplit(parts[0], place)
+    tables = [part.data.table for part in parts]
+    try:
+        # Whole numbers in one file, and decimals in the next.
+        table = pyarrow.concat_tables(tables, promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise InputError(
+            f"{place}: a column must hold values of one kind in all files: {first_line(error)}"
+        ) from error
+    fingerprint = hashlib.sha256(" ".join(part._fingerprint for part in parts).encode())
+    return RawSplit(Dataset(table, fingerprint=fingerprint.hexdigest()), place)
 
 
 def read_file(path: Path) -> Dataset:
-    """The rows of a CSV, TSV, JSON Lines, JSON or Parquet file; CSV and TSV values are text.
-
-    TSV is read as GLUE writes it, without quoting. The rows are converted once for each content
-    of the file, wherever it lies.
+    """The rows of a file, converted once for each content of the file, wherever it lies.
 
     Raises:
         InputError: the contents are not what the file's name says.
     """
-    ending = path.suffix.lower()
-    name = f"{_content_hash(path)}-{ending[1:]}-v{READER_VERSION}"
-    cached = cache_folder() / "rows" / f"{name}.arrow"
-    if not cached.exists():
-        try:
-            _write_arrow(cached, _READERS[ending](path))
-        except UnicodeDecodeError as error:
-            raise _invalid_utf8(path) from error
-        except (pyarrow.ArrowException, csv.Error, json.JSONDecodeError, OverflowError) as error:
-            raise InputError(
-                f"{path} is not the {ending[1:].upper()} its name says: {_first_line(error)}"
-            ) from error
-    return Dataset(MemoryMappedTable.from_file(str(cached)), fingerprint=name)
-
-
-def cache_folder() -> Path:
-    """Where converted and tokenized rows are kept between runs."""
-    return Path(datasets.config.HF_DATASETS_CACHE) / "train_mrpc"
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; move the file to `path` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-        new = Path(scratch) / path.name
-        yield new
-        os.replace(new, path)
-
-
-def _write_arrow(path: Path, tables: Iterable[pyarrow.Table]) -> None:
-    remaining = iter(tables)
-    first = next(remaining)
-    with written_whole(path) as new, pyarrow.ipc.new_stream(str(new), first.schema) as writer:
-        for table in itertools.chain([first], remaining):
-            writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
-
-
-def _content_hash(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:32]
-
-
-def _read_csv(path: Path) -> Iterator[pyarrow.Table]:
-    return _read_delimited(path, strict=True)
-
-
-def _read_tsv(path: Path) -> Iterator[pyarrow.Table]:
-    return _read_delimited(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _read_delimited(path: Path, **dialect: Any) -> Iterator[pyarrow.Table]:
-    # newline="" leaves line ends inside quotes to the csv module; utf-8-sig drops Excel's mark.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, **dialect)
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise InputError(f"{path} has two columns of one name: {', '.join(header)}")
-        schema = pyarrow.schema([(name, pyarrow.string()) for name in header])
-        yield schema.empty_table()
-        rows = _complete_rows(path, header, reader)
-        while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
-            yield pyarrow.Table.from_arrays(
-                [pyarrow.array(values, pyarrow.string()) for values in zip(*batch, strict=True)],
-                schema=schema,
-            )
-
-
-def _complete_rows(
-    path: Path, header: list[str], reader: Iterable[list[str]]
-) -> Iterator[list[str]]:
-    filled = (values for values in reader if values)  # skips blank lines
-    for number, values in enumerate(filled, start=1):
-        if len(values) != len(header):
-            raise InputError(
-                f"{path}, row {number}: {len(values)} values where the header has {len(header)} "
-                f"({', '.join(header)})"
-            )
-        yield values
-
-
-def _read_json_lines(path: Path) -> Iterator[pyarrow.Table]:
-    with path.open(encoding="utf-8-sig") as file:
-        yield _table_of_objects(path, _objects_of_lines(path, file))
-
-
-def _objects_of_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: expected an object, got {line.strip()}")
-        yield row
-
-
-def _read_json(path: Path) -> Iterator[pyarrow.Table]:
-    text = path.read_text(encoding="utf-8-sig")
+    ending, compression = format_of(path)
+    kind = f"{ending[1:]}-{compression}" if compression else ending[1:]
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:
-            raise InputError(f"{path} holds several JSON values: name it .jsonl") from error
-        raise
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
-    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise InputError(f"{path}: expected a list of objects, one for each row")
-    yield _table_of_objects(path, content)
-
-
-def _table_of_objects(path: Path, objects: Iterable[dict[str, Any]]) -> pyarrow.Table:
-    """Columns of one type each; a value that a row lacks is null, and so is NaN.
-
-    Raises:
-        InputError: text and numbers, say, in one column.
-    """
-    rows = iter(objects)
-    tables, num_rows = [pyarrow.table({})], 0
-    first: dict[str, Any] = {}  # of each column, the first value that is there
-    while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
-        columns = {}
-        for name in dict.fromkeys(name for row in batch for name in row):
-            values = [_null_for_nan(row.get(name)) for row in batch]
-            for number, value in enumerate(values, start=num_rows + 1):
-                if value is not None and not _same_kind(value, first.setdefault(name, value)):
-                    raise InputError(
-                        f"{path}, row {number}: {name} is {value!r}, and in the rows before "
-                        f"{first[name]!r}: a column holds values of one kind"
-                    )
-            columns[name] = values
-        tables.append(pyarrow.table(columns))
-        num_rows += len(batch)
-    # The types of the batches may differ: whole numbers in one, and decimals in the next.
-    return pyarrow.concat_tables(tables, promote_options="permissive")
-
-
-def _null_for_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _same_kind(value: Any, first: Any) -> bool:
-    return type(value) is type(first) or {type(value), type(first)} == {int, float}
-
-
-def _read_parquet(path: Path) -> Iterator[pyarrow.Table]:
-    with pyarrow.parquet.ParquetFile(path) as file:
-        schema = file.schema_arrow
-        for index, field in enumerate(schema):
-            if pyarrow.types.is_string_view(field.type):  # as Polars writes text
-                schema = schema.set(index, field.with_type(pyarrow.string()))
-        yield schema.empty_table()
-        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
-            yield pyarrow.Table.from_batches([batch]).cast(schema)
-
-
-_READERS: dict[str, Callable[[Path], Iterator[pyarrow.Table]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_json_lines,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-}
-
-
-def _invalid_utf8(path: Path) -> InputError:
-    """The error for the first line that is no UTF-8."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return InputError(
-                    f"{path}, line {number}: invalid UTF-8 (byte {line[error.start]:#04x}); save "
-                    "the file as UTF-8"
-                )
-    raise AssertionError("only called for a file that is no UTF-8")
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        name = f"{content_hash(path)}-{kind}-v{READER_VERSION}"
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if not arrow_file(name).exists():
+        write_arrow(arrow_file(name), read_tables(path))
+    return cached_rows(name)

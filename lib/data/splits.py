@@ -10,9 +10,13 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from lib.data import checks
-from lib.data.sources import cache_folder, read_splits, written_whole
+from lib.data.files.cache import cache_folder, written_whole
+from lib.data.rows.holdout import Holdout, cut
+from lib.data.rows.notices import file_notices
+from lib.data.sources import RawSplit, read_splits
 from lib.data.tasks import TASKS, Task, task_of_files
 from lib.errors import InputError
 
@@ -26,6 +30,8 @@ class Splits:
     """Checked rows: the task's text columns and `labels` (int64, or float64 for a score).
 
     `labels` of a test split that has none are `IGNORED`. `source` says where the rows came from.
+    `held_out` are the positions of the validation rows among the rows that they were cut from, and
+    `notices` what the user should know of the rows.
     """
 
     task: Task
@@ -33,6 +39,8 @@ class Splits:
     validation: dict[str, Dataset]
     test: dict[str, Dataset]
     source: str
+    held_out: NDArray[np.int64] | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def all(self) -> dict[str, Dataset]:
@@ -49,6 +57,7 @@ class Splits:
             train=rows(self.train, train),
             validation={name: rows(split, validation) for name, split in self.validation.items()},
             test={name: rows(split, test) for name, split in self.test.items()},
+            held_out=None if self.held_out is None else self.held_out[:validation],
         )
 
     def map(self, function: Callable[..., Any], *, cache_key: str, **options: Any) -> "Splits":
@@ -90,42 +99,48 @@ class Splits:
 
 
 def load_splits(
-    source: str | Mapping[str, str],
+    source: str | Mapping[str, str | Sequence[str]],
     *,
     task_name: str | None,
     revision: str | None = None,
     text_columns: Sequence[str] = (),
     label_column: str = "label",
+    holdout: Holdout | None = None,
 ) -> Splits:
     """The checked splits of a GLUE task, or of files of the user's own.
 
     Args:
-        source: as for `read_splits`: a data set, or the path of each of `train`, `validation` and,
+        source: as for `read_splits`: a data set, or the files of each of `train`, `validation` and,
             if there is one, `test`.
         task_name: a GLUE task whose columns, labels and metrics the rows have. None for files: the
             labels are then those of the training rows, sorted.
         text_columns: one or two, instead of those of the task.
+        holdout: cuts the validation rows from the training rows.
 
     Raises:
         InputError: names the split or file, the row and the column of what cannot be used.
     """
     raw = read_splits(source, task_name, revision=revision)
-    if isinstance(source, str):
-        name, places = source, {split: f"{source}, split {split}" for split in raw}
-    else:
-        name, places = ", ".join(source.values()), dict(source)
+    name = (
+        source if isinstance(source, str) else ", ".join(str(part.place) for part in raw.values())
+    )
     if "train" not in raw:
         raise _missing_split(name, "train", raw)
-    task = _task(raw["train"], places["train"], task_name, text_columns, label_column)
+    task = _task(raw["train"], task_name, text_columns, label_column)
+    notices = []
+    if holdout:
+        if task.validation[0] in raw:
+            notices.append(f"{name}: its own validation split is not used, as {holdout} is given")
+        raw = {split: part for split, part in raw.items() if split not in task.validation}
+        task = dataclasses.replace(task, validation=("validation",))
     if not isinstance(source, str):
         task = dataclasses.replace(task, validation=("validation",), test=("test",))
-    if task.validation[0] not in raw:
+    if not holdout and task.validation[0] not in raw:
         raise _missing_split(name, task.validation[0], raw)
-    feature = raw["train"].features.get(label_column)
+    feature = raw["train"].rows.features.get(label_column)
     checked = {
         split: _checked(
             raw[split],
-            places[split],
             task,
             label_column,
             test=split in task.test,
@@ -138,41 +153,52 @@ def load_splits(
     }
     if len(task.labels) == 1:
         raise InputError(
-            f"{places['train']}: every row has the label {task.labels[0]!r}; a classifier needs two"
+            f"{raw['train'].place}: every row has the label {task.labels[0]!r}; a classifier needs "
+            "two"
         )
+    for split in checked:
+        notices += file_notices(raw[split].rows, raw[split].place, task.columns, label_column)
+    positions = None
+    if holdout:
+        where = str(raw["train"].place)
+        checked["train"], checked["validation"], positions = cut(checked["train"], where, holdout)
     return Splits(
         task,
         train=checked["train"],
         validation={split: checked[split] for split in task.validation if split in checked},
         test={split: checked[split] for split in task.test if split in checked},
         source=name,
+        held_out=positions,
+        notices=tuple(notices),
     )
 
 
-def _missing_split(name: str, split: str, found: Mapping[str, Dataset]) -> InputError:
-    return InputError(f"--dataset_name {name} has no {split} split (found: {', '.join(found)})")
+def _missing_split(name: str, split: str, found: Mapping[str, RawSplit]) -> InputError:
+    remedy = "" if split == "train" else "; --validation_share 0.1 cuts one from the training rows"
+    return InputError(
+        f"--dataset_name {name} has no {split} split (found: {', '.join(found)}){remedy}"
+    )
 
 
 def _task(
-    train: Dataset,
-    where: str,
+    train: RawSplit,
     task_name: str | None,
     text_columns: Sequence[str],
     label_column: str,
 ) -> Task:
     """The task of that name with the columns of these rows, or the one that they describe."""
-    checks.check_not_empty(train, where)
+    rows, where = train.rows, train.place
+    checks.check_not_empty(rows, where)
     columns = tuple(text_columns) or (TASKS[task_name].columns if task_name else ())
-    columns = columns or checks.guess_text_columns(train, where, label_column)
-    checks.check_column_names(train, where, columns, label_column)
+    columns = columns or checks.guess_text_columns(rows, where, label_column)
+    checks.check_column_names(rows, where, columns, label_column)
     if task_name is not None:
         return dataclasses.replace(TASKS[task_name], columns=columns)
-    return task_of_files(columns, checks.class_names(train, where, label_column))
+    return task_of_files(columns, checks.class_names(rows, where, label_column))
 
 
 def _checked(
-    rows: Dataset,
-    where: str,
+    split: RawSplit,
     task: Task,
     label_column: str,
     *,
@@ -181,6 +207,7 @@ def _checked(
     may_be_empty: bool,
 ) -> Dataset:
     """The text columns and `labels` of `rows`, once nothing is missing in them."""
+    rows, where = split.rows, split.place
     checks.check_not_empty(rows, where)
     checks.check_column_names(rows, where, task.columns, None if test else label_column)
     checks.check_texts(rows, where, task.columns, may_be_empty=may_be_empty)

@@ -6,6 +6,7 @@ import sys
 import threading
 import urllib.parse
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 from lib.errors import InputError
@@ -84,8 +85,35 @@ def _cached(model: str, revision: str | None) -> bool:
 
 
 def _dataset_cached(name: str) -> bool:
-    from huggingface_hub.constants import HF_HOME
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
-    # Offline, `datasets` reads only what it prepared itself, not the hub's own cache.
     prepared = Path(os.environ.get("HF_DATASETS_CACHE", f"{HF_HOME}/datasets"))
-    return (prepared / name.replace("/", "___")).is_dir()
+    downloaded = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots"
+    return (prepared / name.replace("/", "___")).is_dir() or downloaded.is_dir()
+
+
+def cached_dataset(name: str, configuration: str | None, revision: str | None) -> Path | None:
+    """Return where the hub's cache holds a data set, complete as far as the cache can tell.
+
+    Args:
+        configuration: the folder of a data set with several, of which others may be missing.
+        revision: branch, tag or commit; None for the main branch.
+
+    Raises:
+        InputError: the download was not finished.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+
+    find = partial(
+        snapshot_download, name, repo_type="dataset", revision=revision, local_files_only=True
+    )
+    try:
+        folder = Path(find(allow_patterns=f"{configuration}/*"))
+        return folder if (folder / str(configuration)).is_dir() else Path(find())
+    except IncompleteSnapshotError as error:
+        raise InputError(
+            f"--dataset_name {name} is cached incompletely, and the hub does not answer: {REMEDY}"
+        ) from error
+    except LocalEntryNotFoundError:
+        return None

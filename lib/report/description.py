@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lib.backends.devices import degradations, device_name, precision
 from lib.data.batching import FillingCollator, MicroBatches, padding_shares
+from lib.data.files.paths import shown
+from lib.data.rows.notices import row_notices
 from lib.data.splits import Splits
 from lib.data.tasks import IGNORED
 from lib.data.tokenizing import model_columns, row_lengths
@@ -30,6 +32,7 @@ def announce(
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
     splits: Splits,
+    tokenized: Splits,
     tokenizer: PreTrainedTokenizerBase,
     timetable: Timetable,
     accelerator: Accelerator,
@@ -46,7 +49,7 @@ def announce(
     if not accelerator.is_main_process:
         return
     model = Path(config["model_name_or_path"]).name
-    data = Path(config["train_file"] or config["dataset_name"]).name
+    data = shown(config["train_file"] or [config["dataset_name"]])
     rows = "/".join(f"{len(rows):,}" for rows in splits.all.values())
     kind = f"{len(splits.task.labels)} classes" if splits.task.labels else "scores"
     print(
@@ -55,7 +58,11 @@ def announce(
         f"{provenance['device']} -> {config['output_dir']}",
         flush=True,
     )
-    notices = degradations(accelerator)
+    notices = [
+        *degradations(accelerator),
+        *splits.notices,
+        *row_notices(splits.task.labels, splits.all, tokenized.all, config["max_length"]),
+    ]
     if not splits.task.labels and config["task_name"] is None:
         notices.append("the labels have decimals: training for scores (a regression), not classes")
     if config["use_slow_tokenizer"] and tokenizer.is_fast:
@@ -87,6 +94,9 @@ def describe(
     for name, rows in splits.all.items():
         unlabeled = pc.sum(pc.equal(rows.data.column("labels"), IGNORED)).as_py()
         say(name, f"{len(rows):,} rows" + (f", {unlabeled:,} without labels" if unlabeled else ""))
+    found = row_notices(splits.task.labels, splits.all, tokenized.all, max_length)
+    for notice in (*splits.notices, *found):
+        say("notice", notice)
     say("labels", ", ".join(splits.task.labels) or "a score (regression)")
     say("model inputs", ", ".join(model_columns(tokenized.train)))
     for number, (name, value) in enumerate(splits.train[0].items()):
@@ -99,12 +109,6 @@ def describe(
     first.pop("row")
     shapes = [f"{name} {' x '.join(map(str, tensor.shape))}" for name, tensor in first.items()]
     say("as one batch", ", ".join(shapes))
-    truncated = int((lengths == max_length).sum())
-    if truncated:
-        say(
-            "truncation",
-            f"{truncated:,} training rows have --max_length {max_length} tokens or more",
-        )
     shares = padding_shares(lengths, plan, collator)
     say("padding", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
 

@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from lib.checkpoints.run_folder import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, RESULTS_FILE
+from lib.data.files.paths import shown
 from lib.data.tasks import Task
 from lib.errors import InputError
 from lib.report import predictions
@@ -153,11 +154,16 @@ class FinishedRun:
         """Where the rows of a validation or test split came from, by name."""
         if self.is_one_source:
             return self.data
-        return self._public_name("test_file" if split in self.task.test else "validation_file")
+        name = "test_file" if split in self.task.test else "validation_file"
+        # Without a file of their own, validation rows were cut from the training rows.
+        return self._public_name(name if self.config[name] else "train_file")
 
     def _public_name(self, field: str) -> str:
         value = self.config[field]
-        return value if self.on_hub.get(field) else Path(value).name
+        if self.on_hub.get(field):
+            return str(value)
+        # An older version wrote the one file that it took as text.
+        return shown([value] if isinstance(value, str) else value)
 
 
 def read_finished_run(folder: Path) -> FinishedRun:

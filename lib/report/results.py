@@ -17,7 +17,13 @@ from transformers import PreTrainedModel
 
 from lib.backends.devices import device_name, precision
 from lib.checkpoints.atomic import write_json, write_text, writing
-from lib.checkpoints.run_folder import PROVENANCE_FILE, RESULTS_FILE, RunFolder, read_config
+from lib.checkpoints.run_folder import (
+    HELD_OUT_FILE,
+    PROVENANCE_FILE,
+    RESULTS_FILE,
+    RunFolder,
+    read_config,
+)
 from lib.data.splits import Splits
 from lib.data.tasks import Task
 from lib.report import predictions
@@ -76,6 +82,8 @@ def finish(
         padding=padding,
     )
     write_report(folder.path)
+    if splits.held_out is not None:
+        write_json(folder.path / HELD_OUT_FILE, {"rows": splits.held_out.tolist()})
     texts = {column: rows[column] for column in splits.task.columns}
     log.results(results, provenance, predicted, texts, splits.task.labels, config["log_model"])
     folder.write_status("finished", results["num_updates"])

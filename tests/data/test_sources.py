@@ -1,17 +1,25 @@
 """Rows from files, folders and the hub, and the errors that name a bad row."""
 
+import bz2
+import gzip
+import shutil
+
 import datasets
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import write_csv
+from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 from row_files import ROWS, load, write
 
+from lib.cli.config import TrainConfig
 from lib.cli.parsing import parse_arguments
-from lib.data import sources
+from lib.data.files import formats
 from lib.data.splits import load_splits
 from lib.data.tasks import IGNORED, TASKS
 from lib.errors import InputError
+from lib.hub.reach import go_offline_if_unreachable
 from train_mrpc import main
 
 
@@ -65,6 +73,28 @@ def test_a_task_gives_files_its_labels_and_metrics(tmp_path):
     assert splits.train["labels"][:] == [1]
 
 
+def test_spaces_around_labels_are_removed_and_said(tmp_path):
+    rows = [{"text": "x", "label": name} for name in ("yes", "yes ", "no", "\tyes")]
+    splits = load(write(tmp_path, "csv", rows))
+    assert splits.task.labels == ("no", "yes")
+    assert splits.train["labels"][:] == [1, 1, 0, 1]
+    assert "rows.csv: removed the spaces around 2 labels, such as 'yes '" in splits.notices[0]
+    with pytest.raises(InputError, match="row 2, column label: the label is missing"):
+        load(write(tmp_path, "csv", [*rows[:1], {"text": "x", "label": " "}]))
+
+
+def test_a_tsv_that_pandas_quoted_is_read_with_a_warning(tmp_path):
+    frame = pandas.DataFrame(
+        {"text": ['say "e"', "plain", '"all of it"', 'a "'], "label": [0, 1, 0, 1]}
+    )
+    frame.to_csv(tmp_path / "rows.tsv", sep="\t", index=False)
+    splits = load(tmp_path / "rows.tsv")
+    assert splits.train["text"][0] == '"say ""e"""'
+    assert "rows.tsv: 3 texts keep the quotes that they were written in" in splits.notices[0]
+    plain = [{"text": text, "label": 0} for text in ('"he said"', 'the "word"', "x")]
+    assert load(write(tmp_path, "tsv", [*plain, {"text": "y", "label": 1}])).notices == ()
+
+
 def test_labels_may_be_missing_in_the_test_split(tmp_path):
     train = write(tmp_path, "csv", ROWS)
     test = write_csv(tmp_path / "test.csv", [{"sentence1": "p", "sentence2": "q"}])
@@ -73,7 +103,7 @@ def test_labels_may_be_missing_in_the_test_split(tmp_path):
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
 def test_rows_of_several_batches_stay_in_order(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 3)
+    monkeypatch.setattr(formats, "ROWS_PER_BATCH", 3)
     rows = [{"text": f"text {row}", "label": row} for row in range(10)]
     splits = load(write(tmp_path, ending, rows))
     assert splits.train["text"][:] == [f"text {row}" for row in range(10)]
@@ -81,14 +111,14 @@ def test_rows_of_several_batches_stay_in_order(tmp_path, monkeypatch, ending):
 
 
 def test_later_rows_may_have_decimals_and_more_columns(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(formats, "ROWS_PER_BATCH", 2)
     rows = [{"text": "x", "label": label} for label in (1, 2, 2.5, 3)]
     train = load(write(tmp_path, "jsonl", [*rows, {"text": "y", "label": 4, "idx": 5}])).train
     assert train["labels"][:] == [1.0, 2.0, 2.5, 3.0, 4.0]
 
 
 def test_finds_a_value_of_another_type_in_a_later_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(formats, "ROWS_PER_BATCH", 2)
     rows = [{"text": "x", "label": label} for label in (None, 1, 2, 3, "four")]
     with pytest.raises(InputError, match="row 5: label is 'four', and in the rows before 1:"):
         load(write(tmp_path, "jsonl", rows))
@@ -106,7 +136,7 @@ def test_text_of_polars_is_text(tmp_path, kind):
 
 def test_rereads_a_file_that_failed_half_way(tmp_path, monkeypatch):
     """The rows before the fault were already converted."""
-    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 1)
+    monkeypatch.setattr(formats, "ROWS_PER_BATCH", 1)
     path = tmp_path / "rows.csv"
     path.write_bytes(b"text,label\nx,0\ny,1\nz\n")
     for _ in range(2):
@@ -127,7 +157,11 @@ def test_rereads_a_file_that_failed_half_way(tmp_path, monkeypatch):
         ("jsonl", b'{"text": "x", "label": [1]}', "label must hold one label for each row"),
         ("csv", b"text,text\nx,0\n", "two columns of one name"),
         ("csv", b"text,label\nx,0\n\xff\xfe,1\n", "line 3: invalid UTF-8 .byte 0xff."),
-        ("jsonl", b'{"text": "x", "label": 0}\n{"text": }\n', "line 2 is not JSON"),
+        (
+            "jsonl",
+            b'{"text": "x", "label": 0}\n{"text": }\n',
+            "line 2, column 10 is not JSON: Expect",
+        ),
         (
             "jsonl",
             b'{"text": "x", "label": 0}\n{"text": NaN, "label": 1}',
@@ -160,6 +194,15 @@ def test_rereads_a_file_that_failed_half_way(tmp_path, monkeypatch):
         ("jsonl", b'{"text": "x", "label": 1' + b"0" * 30 + b"}", "Python int too large"),
         ("csv", b"labels,label\nx,0\ny,1\n", "cannot have the name labels; rename it"),
         ("parquet", b"text,label\nx,0\n", "is not the PARQUET its name says"),
+        ("csv", b"text;label\nx;0\n", "separated by ';' .'text;label'., not by ',' as its name"),
+        ("csv", b"text\tlabel\nx\t0\n", "not by ',' as its name says; name it .tsv"),
+        ("tsv", b"text,label\nx,0\n", "separated by ',' .*name it .csv"),
+        ("tsv", b'"text"\t"label"\n"x"\t"0"\n', "the header is in quotes, and TSV is read without"),
+        ("jsonl", b'{"text": "x", "label": 0\n', "line 1, column 25 is not JSON: Expecting ','"),
+        ("csv.gz", gzip.compress(b"text,label\nx,0\ny\n"), "csv.gz, row 2: 1 values where"),
+        ("csv.gz", gzip.compress(b"text,label\nx,0\n\xff,1\n"), "csv.gz, line 3: invalid UTF-8"),
+        ("csv.gz", gzip.compress(b"text,label\nx,0\n")[:-4], "cannot be read: Truncated compress"),
+        ("jsonl.bz2", b"BZh9 and no more", "cannot be read: "),
     ],
 )
 def test_bad_files_are_named_with_the_row(tmp_path, ending, content, message):
@@ -299,8 +342,147 @@ def test_a_folder_without_a_validation_split(tmp_path):
         load_splits(str(tmp_path), task_name="mrpc")
 
 
+@pytest.fixture
+def downloaded(tmp_path):
+    """What `hf download nyu-mll/glue --local-dir glue` makes, with two of the configurations."""
+    for task in ("mrpc", "mnli"):
+        flat = glue_folder(tmp_path / task, task)
+        for path in flat.glob("*.parquet"):
+            path.rename(flat / f"{path.stem}-00000-of-00001.parquet")
+    (tmp_path / "README.md").write_text("# GLUE\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", ["mrpc", "mnli"])
+def test_a_download_of_the_hub_is_read_by_configuration(downloaded, task):
+    splits = load_splits(str(downloaded), task_name=task)
+    assert splits.train[TASKS[task].columns[0]][:2] == [
+        f"{TASKS[task].columns[0]} {row}" for row in (0, 1)
+    ]
+    assert list(splits.validation) == list(TASKS[task].validation)
+    assert len(splits.test[TASKS[task].test[0]]) == 4
+
+
+def in_cache_of_the_hub(monkeypatch, folder, cache, *, incomplete=False):
+    """Lay out a folder as the hub's cache does, with its listing of the repository."""
+    commit = "1" * 40
+    repository = cache / "datasets--nyu-mll--glue"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    snapshot = repository / "snapshots" / commit
+    entries = {
+        str(path.relative_to(snapshot)): TreeCacheEntry(path.stat().st_size, "0", None, None, None)
+        for path in snapshot.rglob("*.parquet")
+    }
+    write_tree_cache(str(repository), commit, entries)
+    return snapshot
+
+
+def test_a_data_set_in_the_cache_of_the_hub_is_read_offline(
+    downloaded, tmp_path_factory, monkeypatch
+):
+    snapshot = in_cache_of_the_hub(monkeypatch, downloaded, tmp_path_factory.mktemp("hub"))
+    shutil.rmtree(snapshot / "mnli")  # another configuration need not be there
+    go_offline_if_unreachable("demo", None, "nyu-mll/glue")
+    splits = load_splits("nyu-mll/glue", task_name="mrpc")
+    assert splits.train["sentence1"][:] == [f"sentence1 {row}" for row in range(4)]
+    assert splits.source == "nyu-mll/glue"
+    with pytest.raises(InputError, match="nyu-mll/glue is cached incompletely"):
+        load_splits("nyu-mll/glue", task_name="mnli")
+    (snapshot / "mrpc" / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(InputError, match="nyu-mll/glue is cached incompletely.*--dry_run"):
+        load_splits("nyu-mll/glue", task_name="mrpc")
+
+
+@pytest.mark.parametrize(
+    "layout", ["train.jsonl", "data/train.csv", "train/0000.tsv", "train-1.csv.gz"]
+)
+def test_a_folder_may_hold_any_format(tmp_path, layout):
+    path = tmp_path / layout
+    path.parent.mkdir(exist_ok=True)
+    ending = layout.partition(".")[2].removesuffix(".gz")
+    rows = [{"sentence1": "a", "sentence2": "b", "label": label} for label in (0, 1)]
+    written = write(tmp_path, ending, rows).read_bytes()
+    (tmp_path / f"rows.{ending}").unlink()
+    path.write_bytes(gzip.compress(written) if layout.endswith(".gz") else written)
+    other = path.with_name(path.name.replace("train", "dev"))
+    if other == path:
+        other = tmp_path / "dev" / path.name
+        other.parent.mkdir()
+    shutil.copy(path, other)
+    (tmp_path / "dataset_info.json").write_text("{}")
+    splits = load_splits(str(tmp_path), task_name="mrpc")
+    assert splits.train[:] == splits.validation["validation"][:]
+    assert splits.train[:] == {"sentence1": ["a", "a"], "sentence2": ["b", "b"], "labels": [0, 1]}
+
+
+def test_a_folder_with_a_split_in_two_formats(tmp_path):
+    for ending in ("csv", "jsonl"):
+        write(tmp_path, ending, ROWS).rename(tmp_path / f"train.{ending}")
+    with pytest.raises(InputError, match="train.csv and .*train.jsonl both hold rows of the train"):
+        load_splits(str(tmp_path), task_name="mrpc")
+
+
+def compressed(path, ending):
+    content = path.read_bytes()
+    target = path.with_name(path.name + ending)
+    if ending == ".zst":
+        with pyarrow.CompressedOutputStream(str(target), "zstd") as file:
+            file.write(content)
+    else:
+        target.write_bytes({".gz": gzip, ".bz2": bz2}[ending].compress(content))
+    return target
+
+
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json"])
+def test_compressed_files_give_the_same_rows(tmp_path, ending, compression):
+    rows = [{**row, "sentence2": row["sentence2"].replace("\n", " ")} for row in ROWS]
+    plain = write(tmp_path, ending, rows)
+    assert load(compressed(plain, compression)).train[:] == load(plain).train[:]
+
+
+def test_several_files_are_one_split(tmp_path):
+    """Rows follow one another in the order of the files, and errors name the file."""
+    for name, labels in (("b1", (2, 1)), ("b2", (1, 2.5)), ("b3", (0, None))):
+        rows = [{"text": f"{name} {label}", "label": label} for label in labels]
+        write(tmp_path, "jsonl", rows).rename(tmp_path / f"{name}.jsonl")
+    dev = str(tmp_path / "b1.jsonl")
+    pattern = str(tmp_path / "b[12].jsonl")
+    train = TrainConfig(train_file=pattern, validation_file=dev).files()["train"]
+    splits = load_splits({"train": train, "validation": dev}, task_name=None)
+    assert splits.train[:] == {
+        "text": ["b1 2", "b1 1", "b2 1", "b2 2.5"],
+        "labels": [2.0, 1.0, 1.0, 2.5],
+    }
+    folder = TrainConfig(train_file=str(tmp_path), validation_file=dev).files()["train"]
+    with pytest.raises(InputError, match="b3.jsonl, row 2, column label: the label is missing"):
+        load_splits({"train": folder, "validation": dev}, task_name=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["*.xyz"], "--train_file .*xyz: no file has such a name"),
+        (["a.csv", "*.csv"], "--train_file names .*a.csv twice"),
+        (["empty"], "the folder holds no file of rows; known: .csv, .tsv"),
+        (["*"], "notes.txt: its extension does not name a format"),
+        (["a.parquet.gz"], "a.parquet.gz: its extension does not name a format"),
+    ],
+)
+def test_what_stands_for_no_files(tmp_path, given, message):
+    write(tmp_path, "csv", ROWS).rename(tmp_path / "a.csv")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    files = [str(tmp_path / name) for name in given]
+    with pytest.raises(InputError, match=message):
+        TrainConfig(train_file=files, validation_file=str(tmp_path / "a.csv"))
+
+
 def test_a_folder_without_data(tmp_path):
-    with pytest.raises(InputError, match="holds no Parquet file"):
+    with pytest.raises(InputError, match="has no train.parquet.* folder mrpc .found: nothing"):
         load_splits(str(tmp_path), task_name="mrpc")
 
 

@@ -10,6 +10,7 @@ from row_files import ROWS, load, write
 from transformers import AutoTokenizer
 
 from lib.data import sources, splits
+from lib.data.files import formats
 from lib.data.splits import load_splits
 from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
 from lib.demo.corpus import MODEL_DIR
@@ -93,7 +94,7 @@ def test_a_cached_start_reads_no_text(files, tokenizer, monkeypatch):
         return values_as_bytes(column)
 
     monkeypatch.setattr(splits, "_values_as_bytes", of_labels)
-    monkeypatch.setattr(sources, "_READERS", {})
+    monkeypatch.setattr(formats, "_READERS", {})
     assert start() == first
 
 
@@ -118,7 +119,7 @@ def test_the_fingerprint_does_not_depend_on_how_rows_are_stored(tmp_path, monkey
     whole = load(write(tmp_path, "csv", ROWS)).fingerprint()
     more = load(write(tmp_path, "csv", [*ROWS, *ROWS]))
     assert more.first(train=3, validation=3, test=None).fingerprint() == whole
-    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(formats, "ROWS_PER_BATCH", 2)
     monkeypatch.setattr(sources, "READER_VERSION", "of this test")
     assert load(write(tmp_path, "csv", ROWS)).fingerprint() == whole
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from lib.cli.flags.declaration import at_least, flag
+from lib.cli.flags.declaration import at_least, between, flag
 from lib.data.tasks import TASKS
 
 _data = functools.partial(flag, "data")
@@ -19,7 +19,7 @@ class DataFlags:
     )
     dataset_name: str = _data(
         "nyu-mll/glue",
-        "Dataset on the hub, or a folder of Parquet files (train.parquet, ...) or a DatasetDict.",
+        "Dataset on the hub, or a folder with its files (train.csv, ...) or a saved DatasetDict.",
         metavar="NAME_OR_DIR",
         is_path=True,
         resume="free",
@@ -27,26 +27,41 @@ class DataFlags:
     dataset_revision: str | None = _data(
         None, "Branch, tag or commit of the dataset on the hub.", resume="free"
     )
-    train_file: str | None = _data(
+    train_file: tuple[str, ...] | None = _data(
         None,
-        "Training rows: CSV, TSV, JSON Lines, JSON or Parquet.",
+        "Training rows: CSV, TSV, JSON Lines, JSON or Parquet; files, quoted globs or folders.",
         metavar="FILE",
         is_path=True,
         resume="free",
     )
-    validation_file: str | None = _data(
+    validation_file: tuple[str, ...] | None = _data(
         None,
         "Validation rows, on which the best model is chosen.",
         metavar="FILE",
         is_path=True,
         resume="free",
     )
-    test_file: str | None = _data(
+    test_file: tuple[str, ...] | None = _data(
         None,
         "Rows to predict; labels are scored, but never used to choose.",
         metavar="FILE",
         is_path=True,
         resume="free",
+    )
+    validation_share: float | None = _data(
+        None,
+        "Cut this share of the training rows for validation, the same of each class.",
+        rule=between(0.001, 0.999, "it is a share of the training rows"),
+    )
+    folds: int | None = _data(
+        None,
+        "Cut the training rows into N parts for cross-validation; see --fold.",
+        rule=at_least(2, "one part validates and the others train"),
+    )
+    fold: int | None = _data(
+        None,
+        "The part of --folds that validates, from 0 to N - 1.",
+        rule=at_least(0, "parts are counted from 0"),
     )
     text_columns: tuple[str, ...] = _data(
         (),

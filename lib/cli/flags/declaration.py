@@ -100,7 +100,9 @@ def checked(name: str, value: Any, declared: Flag) -> Any:
         value = tuple(items)
     else:
         value = _converted(name, value, declared.kind)
-    if declared.is_path and value.startswith("~"):
+    if declared.is_path and isinstance(value, tuple):
+        value = tuple(map(os.path.expanduser, value))
+    elif declared.is_path:
         value = os.path.expanduser(value)
     _check_rules(name, value, declared)
     return value
