@@ -44,20 +44,28 @@ def _check_files(config: "TrainConfig") -> None:
             "rows; give some, cut from the training rows if need be"
         )
     for name, value in files.items():
-        _check_file(f"--{name}", Path(value))
+        check_file(f"--{name} ", Path(value))
 
 
-def _check_file(name: str, path: Path) -> None:
+def check_file(flag: str, path: Path) -> None:
+    """Check that there is a file of a known format.
+
+    Args:
+        flag: what the message puts before the path.
+
+    Raises:
+        InputError: there is none.
+    """
     if path.suffix.lower() not in FILE_FORMATS:
         raise InputError(
-            f"{name} {path}: its extension does not name a format; known: {', '.join(FILE_FORMATS)}"
+            f"{flag}{path}: its extension does not name a format; known: {', '.join(FILE_FORMATS)}"
         )
     if path.is_dir():
-        raise InputError(f"{name} {path} is a folder: give a file, or --dataset_name for a folder")
+        raise InputError(f"{flag}{path} is a folder: give a file, or --dataset_name for a folder")
     if not path.is_file():
-        raise InputError(f"{name} {path}: no such file (looked in {path.absolute().parent})")
+        raise InputError(f"{flag}{path}: no such file (looked in {path.absolute().parent})")
     if path.stat().st_size == 0:
-        raise InputError(f"{name} {path} is empty: it needs at least one row")
+        raise InputError(f"{flag}{path} is empty: it needs at least one row")
 
 
 def _check_folders(config: "TrainConfig") -> None:

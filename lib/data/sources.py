@@ -92,7 +92,7 @@ def _named_by_content(rows: Dataset) -> Dataset:
 
     That of `datasets` is one of how they were made: of a function, but not of a file that it read.
     """
-    name = _content_hash(*(Path(file["filename"]) for file in rows.cache_files))
+    name = content_hash(*(Path(file["filename"]) for file in rows.cache_files))
     return Dataset(rows.data, info=rows.info, split=rows.split, fingerprint=name)
 
 
@@ -109,7 +109,7 @@ def read_file(path: Path) -> Dataset:
         InputError: the contents are not what the file's name says.
     """
     ending = path.suffix.lower()
-    name = f"{_content_hash(path)}-{ending[1:]}-v{READER_VERSION}"
+    name = f"{content_hash(path)}-{ending[1:]}-v{READER_VERSION}"
     cached = cache_folder() / "rows" / f"{name}.arrow"
     if not cached.exists():
         try:
@@ -146,7 +146,8 @@ def _write_arrow(path: Path, tables: Iterable[pyarrow.Table]) -> None:
             writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
 
 
-def _content_hash(*paths: Path) -> str:
+def content_hash(*paths: Path) -> str:
+    """A hash of the bytes of files, in order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

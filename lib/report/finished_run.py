@@ -170,8 +170,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         raise InputError(f"{folder}: no such folder; give the --output_dir of a finished run")
     with _reading(folder / DATA_FILE) as path:
         data = json.loads(path.read_text(encoding="utf-8"))
-        fields: dict[str, Any] = {name: tuple(value) for name, value in data["task"].items()}
-        task = Task(**fields)
+        task = _task(data)
         counts = {int(length): count for length, count in data["rows_by_length"].items()}
         lengths = np.repeat(list(counts), list(counts.values()))
         texts = {int(row): list(values) for row, values in data["texts"].items()}
@@ -209,6 +208,21 @@ def read_finished_run(folder: Path) -> FinishedRun:
         texts=texts,
         on_hub=data["on_hub"],
     )
+
+
+def read_task(folder: Path) -> Task:
+    """Read the task of the run in an output folder, without what concerns GLUE's submissions.
+
+    Raises:
+        InputError: as `read_finished_run`.
+    """
+    with _reading(folder / DATA_FILE) as path:
+        return _task(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _task(data: Mapping[str, Any]) -> Task:
+    fields: dict[str, Any] = {name: tuple(value) for name, value in data["task"].items()}
+    return Task(**fields)
 
 
 @contextlib.contextmanager

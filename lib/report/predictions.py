@@ -75,7 +75,8 @@ def write_split(
     write_predictions(target / f"{split}.jsonl", logits, labels, task.labels)
     if split in task.test and task.submissions:
         name = task.submissions[task.test.index(split)]
-        write_submission(target / name, logits, task.labels, submits_names=task.submits_names)
+        answers = predictions_of(logits)
+        write_submission(target / name, answers, task.labels, submits_names=task.submits_names)
     if not has_labels(labels):
         return {"num_rows": len(labels)}
     evaluated = score(predictions, task)
@@ -144,10 +145,14 @@ def read_predictions(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], ND
 
 
 def write_submission(
-    path: Path, logits: NDArray[Any], names: Sequence[str], *, submits_names: bool
+    path: Path, predictions: NDArray[Any], names: Sequence[str], *, submits_names: bool
 ) -> None:
-    """Write the file that gluebenchmark.com takes: `index<TAB>prediction`, in row order."""
-    predictions = predictions_of(logits)
+    """Write the file that gluebenchmark.com takes: `index<TAB>prediction`, in row order.
+
+    Args:
+        predictions: (rows,) class numbers, or scores for a regression.
+        names: of the classes; empty for a regression.
+    """
     if not names:
         values = [f"{score:.3f}" for score in np.clip(predictions, 0, 5)]  # STS-B's range
     elif submits_names:
