@@ -77,7 +77,7 @@ def _write_json_lines(path: Path, tables: Iterable[pyarrow.Table]) -> None:
 
 def _write_csv(path: Path, tables: Iterable[pyarrow.Table]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)  # with another line end it would not quote a text that holds \r
         for number, table in enumerate(map(_flat, tables)):
             if number == 0:
                 writer.writerow(map(neutral, table.column_names))
