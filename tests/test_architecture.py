@@ -12,7 +12,7 @@ from conftest import ROOT
 LAYERS = [
     {"predict"},
     {"report", "compare", "doctor"},
-    {"tracking"},
+    {"tracking", "calibration"},
     {"training", "checkpoints"},
     {"cli"},
     {"data"},

@@ -40,7 +40,7 @@ def _check_files(config: "TrainConfig") -> None:
         raise InputError(
             "--test_file without --train_file: to predict its rows with the model in "
             f"{config.output_dir}, run: "
-            f"{shlex.join(['python', '-m', 'lib.predict', config.output_dir, config.test_file])}"
+            f"{shlex.join(['python', '-m', 'lib.predict', config.output_dir, files['test_file']])}"
         )
     if files and config.train_file is None:
         given = " and ".join(f"--{name}" for name in files)

@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, metavar="N", help="rows of a batch on each device")
     add("--text_columns", nargs="+", metavar="COLUMN", help="if not called as in training")
     add("--label_column", metavar="COLUMN", help="if not called as in training")
+    add(
+        "--threshold",
+        metavar="fitted|P",
+        help="predict the second of two classes where its probability is above",
+    )
+    add("--temperature", metavar="fitted|T", help="divide the logits, for the probabilities")
     add("--text", help="predict this text instead of files")
     add("--text_pair", metavar="TEXT", help="the second text of a pair")
     add(
@@ -85,7 +91,8 @@ def main(arguments: Sequence[str]) -> int:
             predict_files(**options)
         else:
             texts = [text] if text_pair is None else [text, text_pair]
-            print(predict_text(given.folder, texts, trust_remote_code=given.trust_remote_code))
+            names = ("folder", "threshold", "temperature", "trust_remote_code")
+            print(predict_text(texts=texts, **{name: options[name] for name in names}))
     except (InputError, LostProcessError) as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, LostProcessError):
             print(f"python -m lib.predict: error: {error}", file=sys.stderr)

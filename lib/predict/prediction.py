@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from lib.backends.devices import precision
+from lib.calibration.decision import Decision, read_decision
 from lib.data.sources import content_hash
 from lib.data.tasks import Task
 from lib.data.tokenizing import tokenizer_key
@@ -39,6 +40,8 @@ def predict_files(
     batch_size: int | None,
     text_columns: Sequence[str] | None,
     label_column: str | None,
+    threshold: str | None,
+    temperature: str | None,
     trust_remote_code: bool,
 ) -> None:
     """Predict the rows of files, write them to `output`, and print the scores of labeled ones.
@@ -52,6 +55,7 @@ def predict_files(
     finished = read_finished_model(folder)
     task, config = finished.task, finished.config
     _check_paths(output, submission, task, overwrite=overwrite)
+    decision = read_decision(folder, len(task.labels) or 1, threshold, temperature)
     read = partial(
         read_rows,
         files,
@@ -84,14 +88,23 @@ def predict_files(
             logits_of = logits_function(model, tokenizer, accelerator, **settings)
             work = partial(windows.predict, missing, rows.texts, logits_of, accelerator)
             collectives.on_all_processes(accelerator, work)
-            finish = partial(_finish, output, submission, windows, rows, task, config["seed"])
+            finish = partial(
+                _finish, output, submission, windows, rows, decision, task, config["seed"]
+            )
             collectives.on_main_process(accelerator, finish)
         finally:
             windows.lock.release()
         accelerator.end_training()
 
 
-def predict_text(folder: Path, texts: Sequence[str], *, trust_remote_code: bool) -> str:
+def predict_text(
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    threshold: str | None,
+    temperature: str | None,
+    trust_remote_code: bool,
+) -> str:
     """Return the prediction of one text or pair as a JSON object.
 
     Raises:
@@ -103,10 +116,12 @@ def predict_text(folder: Path, texts: Sequence[str], *, trust_remote_code: bool)
     if len(texts) != len(columns):
         wanted = "--text and --text_pair" if len(columns) == 2 else "--text alone"
         raise InputError(f"{folder} was trained on {' and '.join(columns)}: give {wanted}")
+    num_classes = len(finished.task.labels) or 1
+    decision = read_decision(folder, num_classes, threshold, temperature)
     model, tokenizer = finished.load(trust_remote_code=trust_remote_code)
     logits_of = logits_function(model, tokenizer, Accelerator(), **finished.batching(1))
     pair = {name: [text] for name, text in zip(columns, texts, strict=True)}
-    predicted = _predicted(pyarrow.table(pair), logits_of(pair), finished.task)
+    predicted = _predicted(pyarrow.table(pair), logits_of(pair), decision, finished.task)
     return json.dumps(predicted.to_pylist()[0], ensure_ascii=False)
 
 
@@ -122,9 +137,9 @@ def _check_paths(output: Path, submission: Path | None, task: Task, *, overwrite
         check_output("--submission", submission, overwrite=overwrite)
 
 
-def _predicted(rows: pyarrow.Table, logits: Array, task: Task) -> pyarrow.Table:
-    probabilities = metrics.probabilities_of(logits) if task.labels else None
-    return with_predictions(rows, metrics.predictions_of(logits), probabilities, task.labels)
+def _predicted(rows: pyarrow.Table, logits: Array, decision: Decision, task: Task) -> pyarrow.Table:
+    answers, probabilities = decision.decide(logits)
+    return with_predictions(rows, answers, probabilities, task.labels)
 
 
 def _finish(
@@ -132,6 +147,7 @@ def _finish(
     submission: Path | None,
     windows: Windows,
     rows: Rows,
+    decision: Decision,
     task: Task,
     seed: int,
 ) -> None:
@@ -139,26 +155,28 @@ def _finish(
 
     def tables() -> Iterator[pyarrow.Table]:
         for start, logits in windows:
-            yield _predicted(rows.window(start, len(logits)), logits, task)
+            yield _predicted(rows.window(start, len(logits)), logits, decision, task)
 
     write_tables(output, tables())
     if submission is not None or metrics.has_labels(rows.labels):
         logits = np.concatenate([logits for _, logits in windows])
         if submission is not None:
-            answers = metrics.predictions_of(logits)
+            answers, _ = decision.decide(logits)
             write_submission(submission, answers, task.labels, submits_names=task.submits_names)
         if metrics.has_labels(rows.labels):
-            print("\n".join(_score_lines(logits, rows.labels, task, seed)))
+            print("\n".join(_score_lines(logits, rows.labels, decision, task, seed)))
     windows.remove()
     print(f"{len(rows):,} rows: {output}")
 
 
-def _score_lines(logits: Array, labels: Array, task: Task, seed: int) -> Iterator[str]:
+def _score_lines(
+    logits: Array, labels: Array, decision: Decision, task: Task, seed: int
+) -> Iterator[str]:
     """Yield a line for each metric, with its 95% interval."""
-    answers = metrics.predictions_of(logits)
+    answers, _ = decision.decide(logits)
     scores = metrics.compute(task.metrics, answers, labels)
     intervals = metrics.confidence_intervals(task.metrics, answers, labels, seed=seed)
     for name, value in scores.items():
         low, high = intervals[name]
         yield f"{metrics.display_name(name, task.labels):<24}{value:.4f}  ({low:.4f} to {high:.4f})"
-    yield f"{'loss':<24}{metrics.mean_loss(logits, labels):.4f}"
+    yield f"{'loss':<24}{metrics.mean_loss(decision.scaled(logits), labels):.4f}"

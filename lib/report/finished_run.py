@@ -80,6 +80,7 @@ class FinishedRun:
         lengths: tokens of each training row, sorted.
         padding: as `batching.padding_shares` returns it.
         texts: the text columns of the worst rows, by row.
+        calibration: as `calibrate` returns it; empty where it fitted nothing.
         on_hub: whether the model and the data set, by the names of their flags, came from the hub.
     """
 
@@ -99,6 +100,7 @@ class FinishedRun:
     padding: dict[str, float]
     texts: dict[int, list[str]]
     on_hub: dict[str, bool]
+    calibration: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -178,6 +180,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         results = json.loads(path.read_text(encoding="utf-8"))
         scores, num_rows = _scores(results, task)
         best_update, num_updates = results["best_update"], results["num_updates"]
+        calibration = results.get("calibration", {})
     with _reading(folder / CONFIG_FILE) as path:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = {name: content[name] for name in (*SETTINGS, *SOURCES, *OTHERS)}
@@ -207,6 +210,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         padding=data["padding"],
         texts=texts,
         on_hub=data["on_hub"],
+        calibration=calibration,
     )
 
 

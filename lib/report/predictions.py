@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lib.calibration.cross_fitting import calibrate, store
 from lib.checkpoints.atomic import replacing, write_text, writing
 from lib.data.tasks import Task
 from lib.distributed.collectives import on_main_process
@@ -38,8 +39,8 @@ def score_splits(
 
     Returns:
         The scores on the main process, as `write_split` returns them, prefixed by `eval_` or
-        `test_` (`eval_mm_` and `test_mm_` for MNLI's mismatched rows), and the predictions of the
-        split that chooses the best model.
+        `test_` (`eval_mm_` and `test_mm_` for MNLI's mismatched rows), with what `calibrate` fits
+        under `calibration`, and the predictions of the split that chooses the best model.
 
     Raises:
         InputError: on all processes, if the folder cannot be written.
@@ -53,7 +54,14 @@ def score_splits(
             write = partial(write_split, folder, split, predicted[split], task, seed=seed)
             written = on_main_process(accelerator, write) or {}
             scores |= {f"{prefix}_{name}": value for name, value in written.items()}
-    return scores, predicted[task.validation[0]]
+    chosen_on = predicted[task.validation[0]]
+    if accelerator.is_main_process and task.labels:
+        logits, labels = chosen_on.logits, chosen_on.labels
+        calibration = calibrate(logits, labels, task.metrics, seed=seed)
+        if calibration:
+            store(folder, calibration)
+            scores["calibration"] = calibration
+    return scores, chosen_on
 
 
 def write_split(
