@@ -10,8 +10,9 @@ from conftest import ROOT
 
 # A wing imports from wings further down, never from its own line or above.
 LAYERS = [
+    {"predict"},
     {"report", "compare", "doctor"},
-    {"tracking"},
+    {"tracking", "calibration"},
     {"training", "checkpoints"},
     {"cli"},
     {"data"},

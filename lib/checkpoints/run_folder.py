@@ -271,8 +271,8 @@ class FolderLock:
             except filelock.Timeout as error:
                 holder = self.path.read_text(encoding="utf-8").strip()
                 raise InputError(
-                    f"--output_dir {self.folder} is in use by another run ({holder}): wait for it, "
-                    "stop it, or choose another folder"
+                    f"{self.folder} is in use by another run ({holder}): wait for it, stop it, or "
+                    "choose another folder"
                 ) from error
             except OSError as error:
                 if error.errno not in UNSUPPORTED:

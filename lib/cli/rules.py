@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,12 @@ def check_rules(config: "TrainConfig") -> None:
 def _check_files(config: "TrainConfig") -> None:
     names = ("train_file", "validation_file", "test_file")
     files = {name: value for name in names if (value := getattr(config, name)) is not None}
+    if list(files) == ["test_file"] and (Path(config.output_dir) / "all_results.json").exists():
+        raise InputError(
+            "--test_file without --train_file: to predict its rows with the model in "
+            f"{config.output_dir}, run: "
+            f"{shlex.join(['python', '-m', 'lib.predict', config.output_dir, *files['test_file']])}"
+        )
     if files and config.train_file is None:
         given = " and ".join(f"--{name}" for name in files)
         raise InputError(f"{given} without --train_file: give the training rows as a file too")

@@ -81,6 +81,7 @@ class FinishedRun:
         lengths: tokens of each training row, sorted.
         padding: as `batching.padding_shares` returns it.
         texts: the text columns of the worst rows, by row.
+        calibration: as `calibrate` returns it; empty where it fitted nothing.
         on_hub: whether the model and the data set, by the names of their flags, came from the hub.
     """
 
@@ -100,6 +101,7 @@ class FinishedRun:
     padding: dict[str, float]
     texts: dict[int, list[str]]
     on_hub: dict[str, bool]
+    calibration: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -176,8 +178,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         raise InputError(f"{folder}: no such folder; give the --output_dir of a finished run")
     with _reading(folder / DATA_FILE) as path:
         data = json.loads(path.read_text(encoding="utf-8"))
-        fields: dict[str, Any] = {name: tuple(value) for name, value in data["task"].items()}
-        task = Task(**fields)
+        task = _task(data)
         counts = {int(length): count for length, count in data["rows_by_length"].items()}
         lengths = np.repeat(list(counts), list(counts.values()))
         texts = {int(row): list(values) for row, values in data["texts"].items()}
@@ -185,6 +186,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         results = json.loads(path.read_text(encoding="utf-8"))
         scores, num_rows = _scores(results, task)
         best_update, num_updates = results["best_update"], results["num_updates"]
+        calibration = results.get("calibration", {})
     with _reading(folder / CONFIG_FILE) as path:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = {name: content[name] for name in (*SETTINGS, *SOURCES, *OTHERS)}
@@ -214,7 +216,23 @@ def read_finished_run(folder: Path) -> FinishedRun:
         padding=data["padding"],
         texts=texts,
         on_hub=data["on_hub"],
+        calibration=calibration,
     )
+
+
+def read_task(folder: Path) -> Task:
+    """Read the task of the run in an output folder, without what concerns GLUE's submissions.
+
+    Raises:
+        InputError: as `read_finished_run`.
+    """
+    with _reading(folder / DATA_FILE) as path:
+        return _task(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _task(data: Mapping[str, Any]) -> Task:
+    fields: dict[str, Any] = {name: tuple(value) for name, value in data["task"].items()}
+    return Task(**fields)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lib.calibration.cross_fitting import calibrate, store
 from lib.checkpoints.atomic import replacing, write_text, writing
 from lib.data.tasks import Task
 from lib.distributed.collectives import on_main_process
@@ -38,8 +39,8 @@ def score_splits(
 
     Returns:
         The scores on the main process, as `write_split` returns them, prefixed by `eval_` or
-        `test_` (`eval_mm_` and `test_mm_` for MNLI's mismatched rows), and the predictions of the
-        split that chooses the best model.
+        `test_` (`eval_mm_` and `test_mm_` for MNLI's mismatched rows), with what `calibrate` fits
+        under `calibration`, and the predictions of the split that chooses the best model.
 
     Raises:
         InputError: on all processes, if the folder cannot be written.
@@ -53,7 +54,14 @@ def score_splits(
             write = partial(write_split, folder, split, predicted[split], task, seed=seed)
             written = on_main_process(accelerator, write) or {}
             scores |= {f"{prefix}_{name}": value for name, value in written.items()}
-    return scores, predicted[task.validation[0]]
+    chosen_on = predicted[task.validation[0]]
+    if accelerator.is_main_process and task.labels:
+        logits, labels = chosen_on.logits, chosen_on.labels
+        calibration = calibrate(logits, labels, task.metrics, seed=seed)
+        if calibration:
+            store(folder, calibration)
+            scores["calibration"] = calibration
+    return scores, chosen_on
 
 
 def write_split(
@@ -75,7 +83,8 @@ def write_split(
     write_predictions(target / f"{split}.jsonl", logits, labels, task.labels)
     if split in task.test and task.submissions:
         name = task.submissions[task.test.index(split)]
-        write_submission(target / name, logits, task.labels, submits_names=task.submits_names)
+        answers = predictions_of(logits)
+        write_submission(target / name, answers, task.labels, submits_names=task.submits_names)
     if not has_labels(labels):
         return {"num_rows": len(labels)}
     evaluated = score(predictions, task)
@@ -144,10 +153,14 @@ def read_predictions(path: Path, names: Sequence[str]) -> tuple[NDArray[Any], ND
 
 
 def write_submission(
-    path: Path, logits: NDArray[Any], names: Sequence[str], *, submits_names: bool
+    path: Path, predictions: NDArray[Any], names: Sequence[str], *, submits_names: bool
 ) -> None:
-    """Write the file that gluebenchmark.com takes: `index<TAB>prediction`, in row order."""
-    predictions = predictions_of(logits)
+    """Write the file that gluebenchmark.com takes: `index<TAB>prediction`, in row order.
+
+    Args:
+        predictions: (rows,) class numbers, or scores for a regression.
+        names: of the classes; empty for a regression.
+    """
     if not names:
         values = [f"{score:.3f}" for score in np.clip(predictions, 0, 5)]  # STS-B's range
     elif submits_names:

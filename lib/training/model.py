@@ -126,6 +126,7 @@ def _load_config(
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_unloadable(name, "config.json", error)) from error
+    config.__dict__.pop("calibration", None)  # of an earlier stage
     saved_labels = config.num_labels if _has_classifier(config) else num_labels
     if saved_labels != num_labels and not may_replace:
         raise InputError(

@@ -85,6 +85,29 @@ def score_tables(run: FinishedRun) -> list[Table]:
     ]
 
 
+def calibration_rows(run: FinishedRun) -> list[tuple[str, ...]]:
+    """The scores of a fitted threshold and temperature, as cells of a table.
+
+    What was fitted, metric, plain score, cross-fitted score, the interval of their difference, and
+    the score on the rows of the fit.
+    """
+    rows = []
+    for name in sorted({"threshold", "temperature"} & run.calibration.keys(), reverse=True):
+        fitted = run.calibration[name]
+        for metric, score in fitted["scores"].items():
+            low, high = score["difference_ci95"]
+            rows.append(
+                (
+                    f"{name} {fitted['value']:.3f}",
+                    run.metric_name(metric),
+                    *(f"{score[kind]:.4f}" for kind in ("plain", "cross_fitted")),
+                    f"{low:+.4f} to {high:+.4f}",
+                    f"{score['own_rows']:.4f}",
+                )
+            )
+    return rows
+
+
 def warning(predicted: Array, labels: Array, names: Sequence[str]) -> str | None:
     """A sentence on a model that has collapsed or never predicts some label; None if it is fine.
 

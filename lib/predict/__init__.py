@@ -1,0 +1,1 @@
+"""`python -m lib.predict`: predict the rows of files with the model of a finished run."""
