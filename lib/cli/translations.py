@@ -358,6 +358,7 @@ def _equal(name: str, value: Any) -> tuple[str, Any] | None:
     if name not in ALIASES:
         # Values may be secret, but for those of the flags in EQUALS.
         raise InputError(f"--{name}{f' {value}' if equals else ''}: {REMARKS[name]}")
-    if name == "warmup_steps" and "." in text:  # since transformers 5, a share of the updates
+    # Below 1, since transformers 5, it is a share of the updates.
+    if name == "warmup_steps" and text.lstrip("0").startswith("."):
         return "warmup_ratio", value
     return ALIASES[name], value

@@ -120,6 +120,7 @@ def test_a_command_line_of_run_glue_means_what_it_means_there(capsys):
         ("--train_sampling_strategy random", "length_grouping", False),
         ("--max_steps -1", "max_train_steps", None),
         ("--warmup_steps 0.06", "warmup_ratio", 0.06),
+        ("--warmup_steps 30.0", "num_warmup_steps", 30),
         ("--per_gpu_train_batch_size 4", "per_device_train_batch_size", 4),
         ("--lr 3e-5", "learning_rate", 3e-5),
         ("--dataset_config_name rte", "task_name", "rte"),
