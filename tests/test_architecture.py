@@ -10,6 +10,7 @@ from conftest import ROOT
 
 # A wing imports from wings further down, never from its own line or above.
 LAYERS = [
+    {"export"},
     {"report", "compare", "doctor"},
     {"tracking"},
     {"training", "checkpoints"},

@@ -44,10 +44,18 @@ def _check_files(config: "TrainConfig") -> None:
             "rows; give some, cut from the training rows if need be"
         )
     for name, value in files.items():
-        _check_file(f"--{name}", Path(value))
+        check_file(f"--{name}", Path(value))
 
 
-def _check_file(name: str, path: Path) -> None:
+def check_file(name: str, path: Path) -> None:
+    """Check that a file of rows can be read, by its path.
+
+    Args:
+        name: the flag that gave it.
+
+    Raises:
+        InputError: there is no such file, or it is empty, or of no known format.
+    """
     if path.suffix.lower() not in FILE_FORMATS:
         raise InputError(
             f"{name} {path}: its extension does not name a format; known: {', '.join(FILE_FORMATS)}"
