@@ -30,14 +30,16 @@ NOT_IN_RECIPE = {*FREE_FLAGS, "seed"}
 class ScoredRun:
     """The output of a finished run, as far as it is compared.
 
-    `figures` are its evaluation scores and its speeds. `predictions` and `labels` are (rows,):
-    class numbers, or scores for a regression. `digest` is the SHA-256 of the predictions file.
+    `figures` are its evaluation scores and its speeds, `results` all of all_results.json.
+    `predictions` and `labels` are (rows,): class numbers, or scores for a regression. `digest` is
+    the SHA-256 of the predictions file.
     """
 
     folder: str
     config: Mapping[str, Any]
     task: Task
     figures: Mapping[str, float]
+    results: Mapping[str, Any]
     collapsed_to: str | None
     fingerprint: str
     predictions: NDArray[Any]
@@ -83,6 +85,7 @@ def read_run(folder: Path) -> ScoredRun:
         config,
         task or task_of_files((), classes),
         figures,
+        results,
         results.get("eval_collapsed_to"),
         str(manifest.get("data_fingerprint")),
         predictions,
@@ -164,7 +167,15 @@ def check_comparable(sets: Sequence[Sequence[ScoredRun]]) -> None:
 
 
 def _data_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
-    """Why two runs are not scored on the same data, or None if they are."""
+    """Why two runs are not of the same data, or None if they are."""
+    mismatch = rows_mismatch(one, other)
+    if mismatch is None and one.fingerprint != other.fingerprint:
+        return f"data_fingerprint {other.fingerprint[:8]} and {one.fingerprint[:8]}"
+    return mismatch
+
+
+def rows_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
+    """Why two runs are not scored on the same rows, or None if they are."""
     tasks = [run.config.get("task_name") for run in (one, other)]
     if tasks[0] != tasks[1]:
         return f"tasks {tasks[0]} and {tasks[1]}"
@@ -174,8 +185,6 @@ def _data_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
         return f"{len(other.labels)} and {len(one.labels)} validation rows"
     if (one.labels != other.labels).any():
         return f"row {np.flatnonzero(one.labels != other.labels)[0]} has another label"
-    if one.fingerprint != other.fingerprint:
-        return f"data_fingerprint {other.fingerprint[:8]} and {one.fingerprint[:8]}"
     return None
 
 
