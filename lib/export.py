@@ -10,7 +10,6 @@ on validation rows of the run or on the rows of --file, each batch padded to its
 
 import argparse
 import contextlib
-import hashlib
 import importlib
 import io
 import logging
@@ -33,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lib.checkpoints import manifest
 from lib.checkpoints.atomic import replacing, write_json
 from lib.checkpoints.best_model import WEIGHTS_FILE
 from lib.checkpoints.run_folder import read_config
@@ -45,7 +45,7 @@ from lib.tracking.progress import quiet_libraries
 from lib.training.metrics import predictions_of
 
 COMPARISON_FILE = "comparison.json"
-NUM_ROWS = 1000  # to compare; BERT base on one core takes about a minute
+NUM_ROWS = 1000  # to compare: a graph that differs shows on fewer
 BATCH_SIZE = 32
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -125,7 +125,7 @@ def export(
             "rows": where,
             "num_rows": len(rows),
             **_compare(model, _open_graph(new, kind), batches),
-            "weights_sha256": _sha256(folder / WEIGHTS_FILE),
+            "weights_sha256": manifest.sha256(folder / WEIGHTS_FILE),
             "versions": {
                 name: version(name) for name in ("torch", "transformers", *PACKAGES[kind])
             },
@@ -253,23 +253,22 @@ def _open_graph(folder: Path, kind: str) -> Callable[[Batch], Array]:
     if kind == "onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(
-            folder / "model.onnx", providers=["CPUExecutionProvider"]
-        )
+        path, providers = folder / "model.onnx", ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(path, providers=providers)
         names = [taken.name for taken in session.get_inputs()]
-        return lambda batch: session.run(["logits"], {name: batch[name].numpy() for name in names})[
-            0
-        ]
+        return lambda batch: session.run(["logits"], _arrays(batch, names))[0]
     import openvino
 
-    compiled = openvino.Core().compile_model(
-        # By default it computes in bf16 where the CPU can.
-        folder / "openvino_model.xml",
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32"},
-    )
+    # By default it computes in bf16 where the CPU can.
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", exact)
     names = [taken.any_name for taken in compiled.inputs]
-    return lambda batch: compiled({name: batch[name].numpy() for name in names})["logits"]
+    return lambda batch: compiled(_arrays(batch, names))["logits"]
+
+
+def _arrays(batch: Batch, names: Sequence[str]) -> dict[str, Array]:
+    """The inputs that a graph kept: it has none that the model does not use."""
+    return {name: batch[name].numpy() for name in names}
 
 
 @torch.no_grad()
@@ -282,18 +281,8 @@ def _compare(
     same = None
     if expected.shape[1] > 1:
         same = int((predictions_of(found) == predictions_of(expected)).sum())
-    return {
-        "largest_difference": float(np.abs(found - expected).max()),
-        "same_decisions": same,
-    }
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    largest = float(np.abs(found - expected).max())
+    return {"largest_difference": largest, "same_decisions": same}
 
 
 if __name__ == "__main__":
