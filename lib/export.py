@@ -160,16 +160,17 @@ def _read_rows(config: Mapping[str, Any], split: str, file: Path | None) -> tupl
     if file is not None:
         check_file("--file", file)
         return read_file(file), str(file)
-    given = config["validation_file"]
-    if given is not None:
-        if not Path(given).is_file():
-            raise InputError(f"the validation rows of the run are gone ({given}): give --file")
+    given, name = config["validation_file"], config["dataset_name"]
+    if given is not None and Path(given).is_file():
         return read_file(Path(given)), given
-    if config["train_file"] is not None:
-        raise InputError("the run has no file of validation rows: give --file")
-    name, task = config["dataset_name"], config["task_name"]
-    rows = read_splits(name, task, revision=config["dataset_revision"])[split]
-    return rows, f"{name}, split {split}"
+    if config["train_file"] is None:
+        splits = read_splits(name, config["task_name"], revision=config["dataset_revision"])
+        if split in splits:
+            return splits[split], f"{name}, split {split}"
+    raise InputError(
+        f"the validation rows of the run are not there ({given or name}): compare on other rows "
+        "with --file"
+    )
 
 
 def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
