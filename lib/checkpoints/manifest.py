@@ -70,7 +70,7 @@ def verify(path: Path) -> dict[str, Any]:
                     f"checkpoint {path} is damaged: {name} has {size} bytes instead of "
                     f"{expected['size']}"
                 )
-            if _sha256(file) != expected["sha256"]:
+            if sha256(file) != expected["sha256"]:
                 raise InputError(f"checkpoint {path} is damaged: {name} was altered (SHA-256)")
         except FileNotFoundError as error:
             raise InputError(f"checkpoint {path} is damaged: {name} is missing") from error
@@ -123,7 +123,7 @@ def _candidates(folder: Path) -> list[Path]:
 def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the size and SHA-256 of each file in a folder, by relative path."""
     return {
-        str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)}
+        str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
@@ -134,7 +134,8 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of the contents of a file."""
     checksum = hashlib.sha256()
     with file.open("rb") as content:
         while block := content.read(1 << 20):

@@ -216,9 +216,11 @@ class RunFolder:
         if self.overwrite:
             return
         if status.get("status") == "finished":
+            config = read_config(self.path) or {}
+            removed = " (--save_only_model removed them)" if config.get("save_only_model") else ""
             raise InputError(
-                f"--output_dir {self.path} holds a finished run without its checkpoints, which "
-                "would train anew and replace its results: choose another folder, or give "
+                f"--output_dir {self.path} holds a finished run without its checkpoints{removed}, "
+                "which would train anew and replace its results: choose another folder, or give "
                 "--overwrite_output_dir"
             )
         if self.resume_from or (self.path / CONFIG_FILE).exists():
@@ -242,6 +244,16 @@ class RunFolder:
         """
         content = {"status": status, "update": update, "started_by": _started_by(), **more}
         write_json(self.path / STATUS_FILE, content)
+
+    def discard_checkpoints(self) -> None:
+        """Remove all checkpoints of the run.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with writing(self.path):
+            for path in manifest.owned(self.path):
+                discard(path)
 
 
 class FolderLock:

@@ -98,7 +98,6 @@ OFF = {
     "no_cuda",
     "prediction_loss_only",
     "restore_callback_states_from_checkpoint",
-    "save_only_model",
     "tf32",
     "torch_compile",
     "use_auth_token",
@@ -278,7 +277,6 @@ REMARKS = {
     # Checkpoints
     "save_strategy": "steps with --save_steps N, or epoch; the newest checkpoint and the best "
     "model are always kept",
-    "save_only_model": "checkpoints hold the optimizer too; --output_dir holds the best model",
     "save_on_each_node": "one process writes, to a folder that all machines share",
     "save_safetensors": "weights are saved as safetensors",
     "enable_jit_checkpoint": "a run that gets SIGTERM or SIGINT saves a checkpoint",

@@ -1,8 +1,10 @@
-"""Compare finished runs: a table over seeds, and whether two sets differ by more than noise.
+"""Compare finished runs: a table over seeds, whether two sets differ, or a leaderboard.
 
     python -m lib.compare runs/default.s*
     python -m lib.compare runs/default.s* --against runs/plain.s*
     python -m lib.compare runs/default.s* --against runs/plain.s* --format html > comparison.html
+    python -m lib.compare --leaderboard runs/*
+    python path/to/lib/compare runs/default.s*            from any folder
 
 A set is the runs of one recipe, each with its own seed or fold. Set A is compared with set B by
 what the runs predict for each validation row; `lib/compare/significance.py` explains the method.
@@ -15,7 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # started by its path: the folder above lib is not where Python looks
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from lib.compare.comparison import compare_runs
+from lib.compare.leaderboard.boards import rank_runs
 from lib.compare.render import FORMATS
 from lib.compare.runs import read_run
 from lib.errors import InputError
@@ -29,12 +35,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--against", nargs="+", type=Path, metavar="RUN", default=[], help="output folders: set B"
     )
+    parser.add_argument(
+        "--leaderboard", action="store_true", help="a line for each run, the best first"
+    )
     parser.add_argument("--format", choices=list(FORMATS), default="text")
     given = parser.parse_args(arguments)
     try:
-        content = compare_runs(
-            *([read_run(folder) for folder in folders] for folders in (given.runs, given.against))
-        )
+        if given.leaderboard and given.against:
+            raise InputError("--leaderboard ranks one list of runs: leave out --against")
+        if given.leaderboard:
+            content = rank_runs(given.runs)
+        else:
+            sets = ([read_run(folder) for folder in part] for part in (given.runs, given.against))
+            content = compare_runs(*sets)
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

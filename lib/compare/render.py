@@ -1,4 +1,4 @@
-"""A comparison as text, Markdown, JSON or HTML."""
+"""A comparison or a leaderboard as text, Markdown, JSON or HTML."""
 
 import dataclasses
 import html
@@ -19,7 +19,12 @@ class Table:
 
 
 def _tables(content: Mapping[str, Any]) -> list[Table]:
-    """Make a table of figures for each set, and one of differences if there are two sets."""
+    """Make a table of figures for each set, and one of differences if there are two sets.
+
+    Of a leaderboard, make a table for each board.
+    """
+    if "boards" in content:
+        return [_board_table(board) for board in content["boards"]]
     tables = [_figures_table(label, one) for label, one in content["sets"].items()]
     if "difference" in content:
         rows = tuple(
@@ -59,6 +64,36 @@ def _figures_table(label: str, one_set: Mapping[str, Any]) -> Table:
         )
     header = ("", "n", "mean", "sd", "95% interval of the mean", "best", "worst")
     return Table(f"{label}: {', '.join(one_set['runs'])}", header, tuple(rows))
+
+
+def _board_table(board: Mapping[str, Any]) -> Table:
+    """A row for each run; the scores that rank them have their intervals."""
+    runs, titles, metric = board["runs"], dict(board["titles"]), board["metric"]
+    columns: dict[str, list[str]] = {
+        "run": [run["run"] for run in runs],
+        "model": [Path(run["model"]).name for run in runs],
+        "seed": [str(run["seed"]) for run in runs],
+    }
+    for name in runs[0]["settings"]:
+        values = [run["settings"][name] for run in runs]
+        columns[name] = ["" if value is None else str(value) for value in values]
+    title = titles.pop(metric)
+    columns[f"validation {title}"] = [_score(run["validation"][metric]) for run in runs]
+    del titles["loss"]
+    for name, other in titles.items():
+        columns[other] = [f"{run['validation'][name]['value']:.4f}" for run in runs]
+    if any(run["test"] for run in runs):
+        columns[f"test {title}"] = [_score(run["test"].get(metric)) for run in runs]
+    columns["examples/s"] = [f"{run['train_examples_per_second']:.1f}" for run in runs]
+    heading = f"{board['task'] or 'own data'}, {board['num_rows']} validation rows"
+    return Table(heading, tuple(columns), tuple(zip(*columns.values(), strict=True)))
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    low, high = score["interval"]
+    return f"{score['value']:.4f} ({low:.4f} to {high:.4f})"
 
 
 def as_text(content: Mapping[str, Any]) -> str:

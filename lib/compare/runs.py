@@ -30,16 +30,17 @@ NOT_IN_RECIPE = {*FREE_FLAGS, "seed", "fold"}
 class ScoredRun:
     """The output of a finished run, as far as it is compared.
 
-    `figures` are its evaluation scores and its speeds. `predictions` and `labels` are (rows,):
-    class numbers, or scores for a regression. `digest` is the SHA-256 of the predictions file.
-    `num_train` counts the training rows, where the validation rows were cut from them; else it is
-    None.
+    `figures` are its evaluation scores and its speeds, `results` all of all_results.json.
+    `predictions` and `labels` are (rows,): class numbers, or scores for a regression. `digest` is
+    the SHA-256 of the predictions file. `num_train` counts the training rows, where the validation
+    rows were cut from them; else it is None.
     """
 
     folder: str
     config: Mapping[str, Any]
     task: Task
     figures: Mapping[str, float]
+    results: Mapping[str, Any]
     collapsed_to: str | None
     fingerprint: str
     predictions: NDArray[Any]
@@ -94,6 +95,7 @@ def read_run(folder: Path) -> ScoredRun:
         config,
         task or task_of_files((), classes),
         figures,
+        results,
         results.get("eval_collapsed_to"),
         str(manifest.get("data_fingerprint")),
         predictions,
@@ -210,14 +212,24 @@ def _task_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
 
 
 def _data_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
-    """Why two runs are not scored on the same rows, or None if they are."""
+    """Why two runs of a task are not of the same data, or None if they are."""
+    mismatch = _labels_mismatch(one, other)
+    if mismatch is None and one.fingerprint != other.fingerprint:
+        return f"data_fingerprint {other.fingerprint[:8]} and {one.fingerprint[:8]}"
+    return mismatch
+
+
+def _labels_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
     if len(one.labels) != len(other.labels):
         return f"{len(other.labels)} and {len(one.labels)} validation rows"
     if (one.labels != other.labels).any():
         return f"row {np.flatnonzero(one.labels != other.labels)[0]} has another label"
-    if one.fingerprint != other.fingerprint:
-        return f"data_fingerprint {other.fingerprint[:8]} and {one.fingerprint[:8]}"
     return None
+
+
+def rows_mismatch(one: ScoredRun, other: ScoredRun) -> str | None:
+    """Why two runs are not scored on the same rows, or None if they are."""
+    return _task_mismatch(one, other) or _labels_mismatch(one, other)
 
 
 def config_differences(

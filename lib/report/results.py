@@ -87,6 +87,8 @@ def finish(
     texts = {column: rows[column] for column in splits.task.columns}
     log.results(results, provenance, predicted, texts, splits.task.labels, config["log_model"])
     folder.write_status("finished", results["num_updates"])
+    if config["save_only_model"]:
+        folder.discard_checkpoints()
     for line in score_lines(results, splits.task):
         print(line)
     print(f"best model, of update {results['best_update']}: {folder.path}")

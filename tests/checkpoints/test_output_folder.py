@@ -1,5 +1,6 @@
 """Which runs and files an output folder takes, keeps and refuses."""
 
+import json
 import shutil
 
 import pytest
@@ -107,6 +108,34 @@ def test_does_not_retrain_a_finished_run_without_checkpoints(flags, tmp_path):
     with pytest.raises(InputError, match="holds a finished run without its checkpoints"):
         run(flags, tmp_path)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+def test_a_weights_only_run_resumes_and_keeps_no_checkpoint(flags, once, tmp_path, capsys):
+    weights_only = "--save_only_model"
+    run_until(flags, tmp_path, 4, weights_only)
+    (left,) = tmp_path.glob("step_*")
+    (tmp_path / "epoch_7").mkdir()
+    (tmp_path / "epoch_7" / "mine.txt").write_text("mine")
+    run(flags, tmp_path, weights_only)
+    assert f"resuming from {left}" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("*_[0-9]*")} == {"epoch_7"}
+    assert (tmp_path / "epoch_7" / "mine.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
+    # The best model and its predictions are those of a run that keeps its checkpoints.
+    for name in ("model.safetensors", "predictions/validation.jsonl"):
+        assert (tmp_path / name).read_bytes() == (once / name).read_bytes()
+
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for more in ((), ("--num_train_epochs=2",), ("--num_train_epochs=2", weights_only)):
+        with pytest.raises(InputError, match=r"\(--save_only_model removed them\)"):
+            run(flags, tmp_path, *more)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_the_checkpoints_of_a_finished_run_can_be_removed_later(flags, tmp_path):
+    results = run(flags, tmp_path)
+    assert run(flags, tmp_path, "--save_only_model") == results
+    assert not list(tmp_path.glob("*_[0-9]*"))
 
 
 def test_rejects_a_checkpoint_of_another_run_field_by_field(flags, tmp_path):

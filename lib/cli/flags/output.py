@@ -65,6 +65,11 @@ class OutputFlags:
         rule=at_least(1, "the newest is always kept"),
         resume="free",
     )
+    save_only_model: bool = _output(
+        False,
+        "Remove the checkpoints when the run is finished; it then cannot be continued.",
+        resume="free",
+    )
     resume_from_checkpoint: str | None = _output(
         None,
         "Checkpoint folder to resume from, or auto: the newest good one of --output_dir (default).",

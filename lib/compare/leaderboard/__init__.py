@@ -1,0 +1,1 @@
+"""The leaderboard of finished runs: `python -m lib.compare --leaderboard RUN...`."""
