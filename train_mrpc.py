@@ -49,6 +49,8 @@ from lib.distributed import collectives
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
+from lib.model.layers import encoder_layers
+from lib.model.loading import load_model, load_tokenizer
 from lib.report import predictions, results
 from lib.report.description import announce, describe
 from lib.tracking.progress import quiet_libraries
@@ -57,7 +59,6 @@ from lib.tracking.trackers import tracker_names
 from lib.training import metrics, optimization
 from lib.training.evaluation import evaluate, evaluation_loaders
 from lib.training.meter import Meter
-from lib.training.model import encoder_layers, load_model, load_tokenizer
 from lib.training.timetable import Timetable
 
 

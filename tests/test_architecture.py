@@ -14,7 +14,7 @@ LAYERS = [
     {"tracking"},
     {"training", "checkpoints"},
     {"cli"},
-    {"data"},
+    {"data", "model"},
     {"hub", "distributed", "demo"},
     {"backends"},
     {"errors"},

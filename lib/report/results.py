@@ -20,13 +20,13 @@ from lib.checkpoints.atomic import write_json, write_text, writing
 from lib.checkpoints.run_folder import PROVENANCE_FILE, RESULTS_FILE, RunFolder, read_config
 from lib.data.splits import Splits
 from lib.data.tasks import Task
+from lib.model.loading import revision_of
 from lib.report import predictions
 from lib.report.finished_run import DATA_FILE, PAGE_FILE, read_finished_run
 from lib.report.page.mistakes import shorten, worst_rows
 from lib.tracking.run_log import RunLog
 from lib.training.evaluation import Predictions
 from lib.training.metrics import display_name, metric_names
-from lib.training.model import revision_of
 
 CARD_FILE = "README.md"
 

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
 
 from lib.data.tasks import IGNORED
-from lib.training.model import encoder_layers
+from lib.model.layers import encoder_layers
 
 
 def parameter_groups(

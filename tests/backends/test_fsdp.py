@@ -47,7 +47,7 @@ from lib.backends import fsdp
 from lib.checkpoints import manifest as manifests
 from lib.demo.corpus import MODEL_DIR
 from lib.errors import InputError
-from lib.training.model import encoder_layers
+from lib.model.layers import encoder_layers
 
 NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "1"))
 
