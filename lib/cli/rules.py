@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ def check_rules(config: "TrainConfig") -> None:
     _check_files(config)
     _check_folders(config)
     _check_updates(config)
+    _check_class_weights(config.class_weights)
     if "none" in config.report_to and len(config.report_to) > 1:
         raise InputError(f"--report_to {' '.join(config.report_to)}: none stands alone")
     if len(config.text_columns) > 2:
@@ -93,6 +95,18 @@ def _check_updates(config: "TrainConfig") -> None:
         )
     if config.max_train_steps is not None:
         num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, config.max_train_steps)
+
+
+def _check_class_weights(given: Sequence[str]) -> None:
+    try:
+        positive = bool(given) and all(0 < float(word) < math.inf for word in given)
+    except ValueError:
+        positive = False
+    if not positive and given not in (("balanced",), ("none",)):
+        raise InputError(
+            "--class_weights must be balanced, none, or a positive number for each class, got "
+            f"{' '.join(given) or 'nothing'}"
+        )
 
 
 def resolve(config: "TrainConfig", num_processes: int) -> tuple["TrainConfig", int]:

@@ -39,6 +39,7 @@ SETTINGS = (
     "weight_decay",
     "max_grad_norm",
     "label_smoothing",
+    "class_weights",
     "seed",
 )
 SOURCES = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
@@ -120,10 +121,11 @@ class FinishedRun:
             )
             if self.config[by] is not None
         ]
+        shown = {name: self.config[name] for name in SETTINGS if name not in overridden}
         return {
-            name: self.config[name]
-            for name in SETTINGS
-            if name not in overridden and self.config[name] is not None
+            name: " ".join(value) if isinstance(value, list) else value
+            for name, value in shown.items()
+            if value is not None
         }
 
     @property
@@ -181,7 +183,9 @@ def read_finished_run(folder: Path) -> FinishedRun:
         best_update, num_updates = results["best_update"], results["num_updates"]
     with _reading(folder / CONFIG_FILE) as path:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = {name: content[name] for name in (*SETTINGS, *SOURCES, *OTHERS)}
+        config = {name: content[name] for name in (*SOURCES, *OTHERS)}
+        # A run of an earlier version lacks later settings.
+        config |= {name: content.get(name) for name in SETTINGS}
     with _reading(folder / PROVENANCE_FILE) as path:
         content = json.loads(path.read_text(encoding="utf-8"))
         provenance = {name: content[name] for name in PROVENANCE}

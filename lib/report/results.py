@@ -27,6 +27,7 @@ from lib.report.page.mistakes import shorten, worst_rows
 from lib.tracking.run_log import RunLog
 from lib.training.evaluation import Predictions
 from lib.training.metrics import display_name, metric_names
+from lib.training.optimization import class_weights
 
 CARD_FILE = "README.md"
 
@@ -183,6 +184,7 @@ def provenance(
     """
     name, revision = config["model_name_or_path"], config["model_revision"]
     device = device_name(accelerator.device)
+    weights, names = class_weights(config["class_weights"], splits), splits.task.labels
     return {
         "command": " ".join(sys.argv),
         "commit": git_commit(Path(__file__).parent),
@@ -196,6 +198,7 @@ def provenance(
         "frozen": [name for name, weights in model.named_parameters() if not weights.requires_grad],
         "device": f"{accelerator.num_processes} x {device}",
         "precision": precision(accelerator),
+        "class_weights": {} if weights is None else dict(zip(names, weights.tolist(), strict=True)),
     }
 
 
