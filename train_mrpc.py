@@ -132,7 +132,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         if state.best_update:
             best.restore(source / BEST_FILE)
     log = RunLog(folder.path, accelerator, source, state.update, num_updates)
-    log.start_trackers(config.to_dict() | origin, splits.task.metrics)
+    log.start_trackers(config.to_dict() | origin, splits.task)
 
     metric = config.metric_for_best_model or metrics.best_metric_name(splits.task.metrics)
     eval_loader = eval_loaders[splits.task.validation[0]]
@@ -233,7 +233,7 @@ def load_inputs(
         revision=config.dataset_revision,
         **config.values("task_name", "text_columns", "label_column"),
     ).first(config.max_train_samples, config.max_eval_samples, config.max_predict_samples)
-    metrics.check_metric(config.metric_for_best_model, splits.task.metrics)
+    splits = metrics.with_metric(splits, config.metric_for_best_model)
     source = (config.model_name_or_path, config.model_revision, config.trust_remote_code)
     tokenizer = loading.load_tokenizer(*source, use_fast=not config.use_slow_tokenizer)
     model = loading.load_model(

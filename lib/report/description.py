@@ -60,7 +60,7 @@ def announce(
         notices.append("the labels have decimals: training for scores (a regression), not classes")
     if config["use_slow_tokenizer"] and tokenizer.is_fast:
         notices.append("this model has no slow tokenizer: using the fast one")
-    if weights := provenance["class_weights"]:
+    if weights := provenance["label_weights"]:
         listed = ", ".join(f"{label} {weight:.4g}" for label, weight in weights.items())
         notices.append(f"weights of the classes in the loss: {listed}")
     if frozen := provenance["frozen"]:

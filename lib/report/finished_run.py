@@ -15,7 +15,13 @@ from lib.checkpoints.run_folder import CONFIG_FILE, METRICS_FILE, PROVENANCE_FIL
 from lib.data.tasks import Task
 from lib.errors import InputError
 from lib.report import predictions
-from lib.training.metrics import best_metric_name, display_name, metric_names
+from lib.training.metrics import (
+    OF_CLASSIFIERS,
+    best_metric_name,
+    display_name,
+    metric_names,
+    other_metrics,
+)
 
 Array = NDArray[Any]
 
@@ -239,7 +245,8 @@ def _log(path: Path, task: Task) -> tuple[dict[str, list[float]], dict[str, list
         for name in ("update", "loss", "learning_rate", "examples_per_second")
     }
     evaluations = {
-        name: [line[f"eval_{name}"] for line in evaluated] for name in metric_names(task.metrics)
+        name: [line[f"eval_{name}"] for line in evaluated]
+        for name in metric_names(task.metrics, task.others)
     }
     return training, evaluations | {"update": [line["update"] for line in evaluated]}
 
@@ -253,7 +260,9 @@ def _scores(results: Mapping[str, Any], task: Task) -> tuple[list[Score], dict[s
             if f"{prefix}_loss" not in results:
                 continue  # a test split without labels
             num_rows[split] = results[f"{prefix}_num_rows"]
-            for metric in metric_names(task.metrics):
+            for metric in metric_names(task.metrics, other_metrics(task)):
+                if metric in OF_CLASSIFIERS and f"{prefix}_{metric}" not in results:
+                    continue  # a run of an earlier version
                 low_high = None if metric == "loss" else tuple(results[f"{prefix}_{metric}_ci95"])
                 scores.append(Score(split, metric, results[f"{prefix}_{metric}"], low_high))
     return scores, num_rows

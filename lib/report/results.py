@@ -93,7 +93,7 @@ def score_lines(results: Mapping[str, Any], task: Task) -> Iterator[str]:
     """Yield a line for each metric of each split with labels, with its 95% interval."""
     for part, found in (("eval", task.validation), ("test", task.test)):
         for prefix, split in zip((part, f"{part}_mm"), found, strict=False):
-            for metric in metric_names(task.metrics):
+            for metric in metric_names(task.metrics, task.others):
                 value = results.get(f"{prefix}_{metric}")
                 interval = results.get(f"{prefix}_{metric}_ci95")
                 if value is not None:
@@ -136,7 +136,7 @@ def write_results(
     data = {
         "task": {
             name: getattr(task, name)
-            for name in ("columns", "labels", "metrics", "validation", "test")
+            for name in ("columns", "labels", "metrics", "validation", "test", "others")
         },
         # Decided where the run could see its files; elsewhere a path may look like a hub ID.
         "on_hub": {
@@ -198,7 +198,7 @@ def provenance(
         "frozen": [name for name, weights in model.named_parameters() if not weights.requires_grad],
         "device": f"{accelerator.num_processes} x {device}",
         "precision": precision(accelerator),
-        "class_weights": {} if weights is None else dict(zip(names, weights.tolist(), strict=True)),
+        "label_weights": {} if weights is None else dict(zip(names, weights.tolist(), strict=True)),
     }
 
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from lib.checkpoints.atomic import replacing, writing
 from lib.checkpoints.run_folder import METRICS_FILE
+from lib.data.tasks import Task
 from lib.errors import TRY_AGAIN
 from lib.tracking import wandb_charts
 from lib.tracking.progress import Progress
@@ -63,12 +64,12 @@ class RunLog:
                     found.append(json.loads(line))
         return found
 
-    def start_trackers(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+    def start_trackers(self, config: Mapping[str, Any], task: Task) -> None:
         """Start the trackers that the Accelerator names.
 
         Args:
             config: the resolved configuration, and what else a dashboard shows of the run.
-            metrics: of the task.
+            task: whose metrics are logged.
         """
         if not self.accelerator.is_main_process:
             return
@@ -77,7 +78,7 @@ class RunLog:
             config["wandb_project"],
             config,
             folder=self.folder,
-            metrics=metric_names(metrics),
+            metrics=metric_names(task.metrics, task.others),
             lines=self.lines(),
             earlier=self.earlier,
             wandb_options={

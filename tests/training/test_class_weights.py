@@ -134,7 +134,7 @@ def test_the_logged_loss_is_the_weighted_mean(unbalanced, weighted, bert):
     expected = cross_entropy(logits, labels, torch.tensor(weights)).item()
     assert read_metrics(weighted)[0]["loss"] == pytest.approx(expected, rel=1e-5)
     manifest = json.loads((weighted / "manifest.json").read_text())
-    assert manifest["class_weights"] == pytest.approx({"0": weights[0], "1": weights[1]})
+    assert manifest["label_weights"] == pytest.approx({"0": weights[0], "1": weights[1]})
 
 
 def test_equal_weights_train_as_none(flags, once, tmp_path):

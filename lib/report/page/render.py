@@ -14,7 +14,14 @@ from lib.checkpoints.atomic import replacing, write_text, writing
 from lib.report.finished_run import FOLDER, PAGE_FILE, FinishedRun
 from lib.report.page.figures import NAMES, Plot, draw
 from lib.report.page.mistakes import LEAST_SIMILARITY, mistakes
-from lib.report.page.scores import baseline, choice, headline, score_tables, warning
+from lib.report.page.scores import (
+    baseline,
+    choice,
+    class_table,
+    headline,
+    score_tables,
+    warning,
+)
 
 DOTS_PER_INCH = 200
 
@@ -59,6 +66,7 @@ def _html(run: FinishedRun, plots: dict[str, Plot], pictures: dict[str, bytes]) 
         warning=warning(predicted, labels, names),
         baseline=baseline(predicted, labels, names),
         tables=score_tables(run),
+        classes=class_table(predicted, labels, names),
         plots=plots.values(),
         sources=[_data_url(picture) for picture in pictures.values()],
         mistakes=mistakes(predicted, labels, run.texts, names),

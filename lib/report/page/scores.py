@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.report.finished_run import FinishedRun
+from lib.training.curves import scores_of_classes
 
 Array = NDArray[Any]
 
@@ -82,6 +83,20 @@ def score_tables(run: FinishedRun) -> list[Table]:
             ],
         )
         for split, num_rows in run.num_rows.items()
+    ]
+
+
+def class_table(predicted: Array, labels: Array, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Name, precision, recall, F1 and rows of each class; none for a regression.
+
+    Args: as `warning`.
+    """
+    if not names:
+        return []
+    found = scores_of_classes(predicted.argmax(axis=1), labels, names)
+    return [
+        (name, *(f"{of[key]:.4f}" for key in ("precision", "recall", "f1")), f"{of['rows']:,}")
+        for name, of in found.items()
     ]
 
 
