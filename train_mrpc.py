@@ -240,8 +240,8 @@ def load_inputs(
         *source,
         tokenizer,
         label_names=splits.task.labels,
-        **config.values("max_length", "seed", "reinit_layers"),
-        **config.values("ignore_mismatched_sizes", "gradient_checkpointing"),
+        **config.values("max_length", "seed", "reinit_layers", "freeze_layers"),
+        **config.values("ignore_mismatched_sizes", "gradient_checkpointing", "attn_implementation"),
     )
     columns, max_length = list(splits.task.columns), config.max_length
     encode = partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=max_length)

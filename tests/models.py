@@ -9,7 +9,9 @@ def load(folder, **changes):
         "max_length": 64,
         "ignore_mismatched_sizes": False,
         "reinit_layers": 0,
+        "freeze_layers": None,
         "gradient_checkpointing": False,
+        "attn_implementation": None,
         "seed": 1,
     }
     return load_model(str(folder), None, False, tokenizer_of(folder), **{**arguments, **changes})

@@ -1,5 +1,7 @@
 """The encoder's layers: found, reinitialized, frozen."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,6 +49,41 @@ def reinitialize(model: PreTrainedModel, num_layers: int) -> None:
             elif isinstance(part, nn.LayerNorm):
                 nn.init.ones_(part.weight)
                 nn.init.zeros_(part.bias)
+
+
+def freeze_lowest(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_layers: int,
+    num_reinitialized: int,
+) -> None:
+    """Freeze the lowest `num_layers` encoder layers, and all that their input comes from.
+
+    Found in the graph of one row: whatever the embeddings of an architecture consist of.
+    """
+    layers = encoder_layers(model)
+    if num_layers + num_reinitialized > len(layers):
+        new = f" and --reinit_layers {num_reinitialized}" if num_reinitialized else ""
+        raise InputError(
+            f"--freeze_layers {num_layers}{new}: the model has {len(layers)} encoder layers"
+        )
+    outputs: list[Any] = []
+    if num_layers > 0:
+        hook = layers[num_layers - 1].register_forward_hook(
+            lambda _, inputs, output: outputs.append(output)
+        )
+    else:
+        hook = layers[0].register_forward_pre_hook(
+            lambda _, inputs, named: outputs.append(inputs or named["hidden_states"]),
+            with_kwargs=True,
+        )
+    model(**tokenizer(PROBE, return_tensors="pt"))
+    hook.remove()
+    hidden = outputs[0] if isinstance(outputs[0], Tensor) else outputs[0][0]
+    lower = _weights_behind(hidden)
+    for weight in model.parameters():
+        if id(weight) in lower:
+            weight.requires_grad_(False)
 
 
 def freeze_unused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

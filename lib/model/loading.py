@@ -13,11 +13,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from lib.errors import InputError
 from lib.hub.reach import REMEDY
 from lib.model.checks import agree_on_padding, check_fit, check_weights
-from lib.model.layers import freeze_unused, reinitialize
+from lib.model.layers import freeze_lowest, freeze_unused, reinitialize
+
+FLASH_ATTENTION = {
+    "flash_attention_2": is_flash_attn_2_available,
+    "flash_attention_3": is_flash_attn_3_available,
+}
 
 
 def load_tokenizer(
@@ -60,7 +66,9 @@ def load_model(
     max_length: int,
     ignore_mismatched_sizes: bool,
     reinit_layers: int,
+    freeze_layers: int | None,
     gradient_checkpointing: bool,
+    attn_implementation: str | None,
     seed: int,
 ) -> PreTrainedModel:
     """Load pretrained weights into a classifier or, without label names, a regressor.
@@ -70,7 +78,7 @@ def load_model(
     Raises:
         InputError: there are no weights, they do not fit config.json or the tokenizer or are not
             finite, the classifier has another number of labels, `max_length` is too long, or the
-            model has no gradient checkpointing.
+            model has no gradient checkpointing, no such attention or fewer layers.
     """
     torch.manual_seed(seed)
     config = _load_config(
@@ -100,9 +108,13 @@ def load_model(
     reinitialize(model, reinit_layers)
     check_fit(max_length, model, tokenizer)
     agree_on_padding(model, tokenizer)
+    if freeze_layers is not None:
+        freeze_lowest(model, tokenizer, freeze_layers, reinit_layers)
     freeze_unused(model, tokenizer)
     if gradient_checkpointing:
         _enable_gradient_checkpointing(model)
+    if attn_implementation is not None:  # last: the probes above run on the CPU
+        _set_attention(model, attn_implementation)
     return model
 
 
@@ -148,6 +160,23 @@ def _unloadable(name: str, what: str, error: BaseException) -> str:
         f"--model_name_or_path {name} is neither a folder, nor cached, nor available from the hub: "
         f"{reason}; {REMEDY}"
     )
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    flag = f"--attn_implementation {name}"
+    if name in FLASH_ATTENTION and not FLASH_ATTENTION[name]():
+        # transformers would take a kernel from the hub instead, which is code.
+        raise InputError(f"{flag}: the package of that name is not installed: use sdpa")
+    try:
+        model.set_attn_implementation(name)
+        reason = "it cannot be set"
+    except (ImportError, ValueError) as error:
+        reason = str(error).split(". ")[0]
+    if model.config._attn_implementation != name:
+        raise InputError(
+            f"{flag}: {type(model).__name__} does not have it on this machine ({reason}): leave "
+            "the flag out"
+        )
 
 
 def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:

@@ -63,7 +63,10 @@ def announce(
     if weights := provenance["label_weights"]:
         listed = ", ".join(f"{label} {weight:.4g}" for label, weight in weights.items())
         notices.append(f"weights of the classes in the loss: {listed}")
-    if frozen := provenance["frozen"]:
+    if config["freeze_layers"] is not None:
+        total, trained = provenance["num_parameters"], provenance["num_trained"]
+        notices.append(f"{trained:,} of {total:,} parameters are trained, the others are frozen")
+    elif frozen := provenance["frozen"]:
         names = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if frozen[3:] else "")
         notices.append(f"frozen, as the logits do not depend on it: {names}")
     for notice in notices:

@@ -195,6 +195,7 @@ def provenance(
         "model": name,
         "model_revision": revision_of(name, revision),
         "num_parameters": sum(weights.numel() for weights in model.parameters()),
+        "num_trained": sum(w.numel() for w in model.parameters() if w.requires_grad),
         "frozen": [name for name, weights in model.named_parameters() if not weights.requires_grad],
         "device": f"{accelerator.num_processes} x {device}",
         "precision": precision(accelerator),

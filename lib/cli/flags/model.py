@@ -5,6 +5,9 @@ import functools
 
 from lib.cli.flags.declaration import at_least, flag
 
+# Not the names of kernels on the hub, which would be downloaded and executed.
+ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+
 _model = functools.partial(flag, "model")
 
 
@@ -32,4 +35,15 @@ class ModelFlags:
         0,
         "Start the top N encoder layers, and the pooler, from random weights.",
         rule=at_least(0, "it counts encoder layers from the top"),
+    )
+    freeze_layers: int | None = _model(
+        None,
+        "Freeze the embeddings and the lowest N encoder layers; 0 freezes the embeddings alone.",
+        rule=at_least(0, "it counts encoder layers from the bottom"),
+    )
+    attn_implementation: str | None = _model(
+        None,
+        "Implementation of attention. Default: that of transformers, sdpa where the model has it.",
+        choices=ATTENTION,
+        resume="free",
     )
