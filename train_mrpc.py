@@ -241,6 +241,7 @@ def load_inputs(
         tokenizer,
         label_names=splits.task.labels,
         **config.values("max_length", "seed", "reinit_layers", "freeze_layers"),
+        **config.values("lora_rank", "lora_alpha"),
         **config.values("ignore_mismatched_sizes", "gradient_checkpointing", "attn_implementation"),
     )
     columns, max_length = list(splits.task.columns), config.max_length

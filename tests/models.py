@@ -10,6 +10,8 @@ def load(folder, **changes):
         "ignore_mismatched_sizes": False,
         "reinit_layers": 0,
         "freeze_layers": None,
+        "lora_rank": None,
+        "lora_alpha": None,
         "gradient_checkpointing": False,
         "attn_implementation": None,
         "seed": 1,

@@ -1,6 +1,7 @@
 """The rules between flags, and the numbers that several flags make together."""
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ def check_rules(config: "TrainConfig") -> None:
     _check_folders(config)
     _check_updates(config)
     _check_class_weights(config.class_weights)
+    _check_adapters(config)
     if "none" in config.report_to and len(config.report_to) > 1:
         raise InputError(f"--report_to {' '.join(config.report_to)}: none stands alone")
     if len(config.text_columns) > 2:
@@ -106,6 +108,21 @@ def _check_class_weights(given: Sequence[str]) -> None:
         raise InputError(
             "--class_weights must be balanced, none, or a positive number for each class, got "
             f"{' '.join(given) or 'nothing'}"
+        )
+
+
+def _check_adapters(config: "TrainConfig") -> None:
+    if config.lora_rank is None:
+        if config.lora_alpha is not None:
+            raise InputError("--lora_alpha without --lora_rank: it scales the adapters of LoRA")
+        return
+    if config.freeze_layers is not None or config.reinit_layers:
+        other = "--reinit_layers" if config.reinit_layers else "--freeze_layers"
+        raise InputError(f"--lora_rank freezes all pretrained layers: leave {other} out")
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(
+            f"--lora_rank {config.lora_rank} needs the package peft: pip install peft, or leave "
+            "the flag out"
         )
 
 

@@ -17,6 +17,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_
 
 from lib.errors import InputError
 from lib.hub.reach import REMEDY
+from lib.model.adapters import add_adapters
 from lib.model.checks import agree_on_padding, check_fit, check_weights
 from lib.model.layers import freeze_lowest, freeze_unused, reinitialize
 
@@ -67,6 +68,8 @@ def load_model(
     ignore_mismatched_sizes: bool,
     reinit_layers: int,
     freeze_layers: int | None,
+    lora_rank: int | None,
+    lora_alpha: float | None,
     gradient_checkpointing: bool,
     attn_implementation: str | None,
     seed: int,
@@ -110,6 +113,9 @@ def load_model(
     agree_on_padding(model, tokenizer)
     if freeze_layers is not None:
         freeze_lowest(model, tokenizer, freeze_layers, reinit_layers)
+    if lora_rank is not None:
+        new_weights = {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}
+        add_adapters(model, lora_rank, lora_alpha, new_weights)
     freeze_unused(model, tokenizer)
     if gradient_checkpointing:
         _enable_gradient_checkpointing(model)

@@ -63,7 +63,7 @@ def announce(
     if weights := provenance["label_weights"]:
         listed = ", ".join(f"{label} {weight:.4g}" for label, weight in weights.items())
         notices.append(f"weights of the classes in the loss: {listed}")
-    if config["freeze_layers"] is not None:
+    if config["freeze_layers"] is not None or config["lora_rank"] is not None:
         total, trained = provenance["num_parameters"], provenance["num_trained"]
         notices.append(f"{trained:,} of {total:,} parameters are trained, the others are frozen")
     elif frozen := provenance["frozen"]:
