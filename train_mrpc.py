@@ -49,6 +49,7 @@ from lib.distributed import collectives
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
+from lib.model import layers, loading
 from lib.report import predictions, results
 from lib.report.description import announce, describe
 from lib.tracking.progress import quiet_libraries
@@ -57,7 +58,6 @@ from lib.tracking.trackers import tracker_names
 from lib.training import metrics, optimization
 from lib.training.evaluation import evaluate, evaluation_loaders
 from lib.training.meter import Meter
-from lib.training.model import encoder_layers, load_model, load_tokenizer
 from lib.training.timetable import Timetable
 
 
@@ -94,10 +94,11 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     num_updates = config.max_train_steps or config.num_train_epochs * per_epoch
     timetable = Timetable(num_updates, per_epoch, config.eval_every, config.checkpointing_steps)
     optimizer, schedule = make_optimizer(config, model, num_updates, accelerator)
+    criterion = optimization.Criterion(splits, config.class_weights, config.label_smoothing)
     provenance = partial(results.provenance, config.to_dict(), splits, model, accelerator)
     origin = collectives.from_main_process(accelerator, provenance)
     deepspeed.configure(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
-    fsdp.configure(accelerator, model, encoder_layers)
+    fsdp.configure(accelerator, model, layers.encoder_layers)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     assert accelerator.gradient_accumulation_steps == accumulation, "a backend has its own"
@@ -131,7 +132,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         if state.best_update:
             best.restore(source / BEST_FILE)
     log = RunLog(folder.path, accelerator, source, state.update, num_updates)
-    log.start_trackers(config.to_dict() | origin, splits.task.metrics)
+    log.start_trackers(config.to_dict() | origin, splits.task)
 
     metric = config.metric_for_best_model or metrics.best_metric_name(splits.task.metrics)
     eval_loader = eval_loaders[splits.task.validation[0]]
@@ -159,7 +160,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                 break
             global_batch, micro_batches = following
             meter.speed.start()
-            num_rows = sum(map(len, global_batch))
+            total_weight = criterion.total_weight(global_batch)  # the number of rows by default
             for index, batch in enumerate(micro_batches):
                 stop.check()
                 place = (config.seed, state.update, index, accelerator.process_index)
@@ -167,23 +168,23 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                 labels, _ = batch.pop("labels"), batch.pop("row")
                 with accelerator.accumulate(model):
                     logits = model(**batch).logits
-                    loss = optimization.loss_sum(logits, labels, config.label_smoothing)
+                    loss = criterion.sum(logits, labels)
                     meter.add_loss(loss)
                     # The loss of an update is the mean over its rows, however they are split.
                     # Accelerate divides by the accumulation and DDP by the processes: undo both.
-                    scale = accumulation * accelerator.num_processes / num_rows
+                    scale = accumulation * accelerator.num_processes / total_weight
                     accelerator.backward(loss * scale)
                     if accelerator.sync_gradients:
                         max_norm = config.max_grad_norm or math.inf
                         grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
-                        meter.guard_update(state.update + 1, num_rows, grad_norm)
+                        meter.guard_update(state.update + 1, total_weight, grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
             learning_rate = max(float(rate) for rate in schedule.get_last_lr())
             schedule.step()
             state.update += 1
             tokens = batching.num_tokens(lengths, global_batch, collator.padded_length)
-            meter.count_update(num_rows, *tokens)
+            meter.count_update(sum(map(len, global_batch)), *tokens)
             log.progress.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
                 values = {"epoch": timetable.epochs(state.update), **meter.read()}
@@ -232,15 +233,16 @@ def load_inputs(
         revision=config.dataset_revision,
         **config.values("task_name", "text_columns", "label_column", "holdout"),
     ).first(config.max_train_samples, config.max_eval_samples, config.max_predict_samples)
-    metrics.check_metric(config.metric_for_best_model, splits.task.metrics)
+    splits = metrics.with_metric(splits, config.metric_for_best_model)
     source = (config.model_name_or_path, config.model_revision, config.trust_remote_code)
-    tokenizer = load_tokenizer(*source, use_fast=not config.use_slow_tokenizer)
-    model = load_model(
+    tokenizer = loading.load_tokenizer(*source, use_fast=not config.use_slow_tokenizer)
+    model = loading.load_model(
         *source,
         tokenizer,
         label_names=splits.task.labels,
-        **config.values("max_length", "seed", "reinit_layers"),
-        **config.values("ignore_mismatched_sizes", "gradient_checkpointing"),
+        **config.values("max_length", "seed", "reinit_layers", "freeze_layers"),
+        **config.values("lora_rank", "lora_alpha"),
+        **config.values("ignore_mismatched_sizes", "gradient_checkpointing", "attn_implementation"),
     )
     columns, max_length = list(splits.task.columns), config.max_length
     encode = partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=max_length)

@@ -15,7 +15,7 @@ LAYERS = [
     {"tracking", "calibration"},
     {"training", "checkpoints"},
     {"cli"},
-    {"data"},
+    {"data", "model"},
     {"hub", "distributed", "demo"},
     {"backends"},
     {"errors"},

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lib.calibration.temperature import fit_temperature, scaled
 from lib.calibration.threshold import PLAIN, decide, fit_threshold
 from lib.checkpoints.atomic import write_text
-from lib.training import metrics
+from lib.training import curves, metrics
 
 Array = NDArray[Any]
 
@@ -91,13 +91,13 @@ def _gaps(logits: Array, labels: Array) -> Array:
     """(2, rows): the bin of each row's confidence, and that confidence minus 1 if it is right."""
     probabilities = metrics.probabilities_of(logits)
     confidences = probabilities.max(axis=1)
-    edges = np.linspace(0, 1, metrics.NUM_CALIBRATION_BINS + 1)[1:-1]
+    edges = np.linspace(0, 1, curves.NUM_CALIBRATION_BINS + 1)[1:-1]
     correct = probabilities.argmax(axis=1) == labels
     return np.stack([np.searchsorted(edges, confidences), confidences - correct])
 
 
 def _errors(gaps: Array) -> list[float]:
-    """The expected calibration error, as in `metrics`, of each part of (parts, 2, rows)."""
+    """The expected calibration error, as in `curves`, of each part of (parts, 2, rows)."""
     return [
         float(np.abs(np.bincount(bins.astype(int), weights=gap)).sum() / len(gap))
         for bins, gap in gaps

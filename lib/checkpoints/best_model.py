@@ -18,6 +18,7 @@ from lib.checkpoints.atomic import beside, link, remove, writing
 from lib.checkpoints.run_folder import CONFIG_FILE
 from lib.checkpoints.tensors import gather_weights
 from lib.distributed.collectives import on_main_process
+from lib.model.adapters import merge_adapters
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -44,7 +45,7 @@ class BestModel:
         Raises:
             InputError: on all processes, if the folder cannot be written.
         """
-        weights = gather_weights(self.accelerator, self.plain)
+        weights = merge_adapters(self.plain, gather_weights(self.accelerator, self.plain))
         write = partial(self._write_new, weights)
         on_main_process(self.accelerator, partial(self._replace, write))
 

@@ -101,7 +101,9 @@ def _add(group: argparse._ArgumentGroup, name: str, declared: Flag) -> None:
     """Add a flag. Its value stays text: `checked` converts it, as it does for YAML."""
     help = declared.help
     if declared.default is not False and declared.default not in (None, ()):
-        help += f" Default: {str(declared.default).lower()}."
+        default = declared.default
+        shown = " ".join(default) if isinstance(default, tuple) else str(default).lower()
+        help += f" Default: {shown}."
     if declared.kind is bool:
         group.add_argument(
             f"--{name}", nargs="?", const=True, metavar="true|false", help=help.replace("%", "%%")

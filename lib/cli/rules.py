@@ -1,9 +1,11 @@
 """The rules between flags, and the numbers that several flags make together."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,8 @@ def check_rules(config: "TrainConfig") -> None:
     _check_updates(config)
     if config.bf16 and config.fp16:
         raise InputError("--bf16 and --fp16 contradict each other: leave one of them out")
+    _check_class_weights(config.class_weights)
+    _check_adapters(config)
     if "none" in config.report_to and len(config.report_to) > 1:
         raise InputError(f"--report_to {' '.join(config.report_to)}: none stands alone")
     if len(config.text_columns) > 2:
@@ -114,6 +118,33 @@ def _check_updates(config: "TrainConfig") -> None:
         )
     if config.max_train_steps is not None:
         num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, config.max_train_steps)
+
+
+def _check_class_weights(given: Sequence[str]) -> None:
+    try:
+        positive = bool(given) and all(0 < float(word) < math.inf for word in given)
+    except ValueError:
+        positive = False
+    if not positive and given not in (("balanced",), ("none",)):
+        raise InputError(
+            "--class_weights must be balanced, none, or a positive number for each class, got "
+            f"{' '.join(given) or 'nothing'}"
+        )
+
+
+def _check_adapters(config: "TrainConfig") -> None:
+    if config.lora_rank is None:
+        if config.lora_alpha is not None:
+            raise InputError("--lora_alpha without --lora_rank: it scales the adapters of LoRA")
+        return
+    if config.freeze_layers is not None or config.reinit_layers:
+        other = "--reinit_layers" if config.reinit_layers else "--freeze_layers"
+        raise InputError(f"--lora_rank freezes all pretrained layers: leave {other} out")
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(
+            f"--lora_rank {config.lora_rank} needs the package peft: pip install peft, or leave "
+            "the flag out"
+        )
 
 
 def resolve(config: "TrainConfig", num_processes: int) -> tuple["TrainConfig", int]:

@@ -17,7 +17,14 @@ from lib.compare.significance import (
     summarize,
 )
 from lib.errors import InputError
-from lib.training.metrics import best_metric_name, compute, display_name, metric_names, score_range
+from lib.training.metrics import (
+    best_metric_name,
+    compute,
+    display_name,
+    metric_names,
+    other_metrics,
+    score_range,
+)
 
 LOWER_IS_BETTER = ("loss", "seconds")
 
@@ -73,7 +80,9 @@ def _summarize_figure(name: str, runs: Sequence[ScoredRun]) -> dict[str, Any]:
     task = runs[0].task
     values = [run.figures[name] for run in runs]
     metric = name.removeprefix("eval_")
-    is_score = name.startswith("eval_") and metric in metric_names(task.metrics)[:-1]
+    is_score = (
+        name.startswith("eval_") and metric in metric_names(task.metrics, other_metrics(task))[:-1]
+    )
     worst, best = int(np.argmin(values)), int(np.argmax(values))
     if any(word in name for word in LOWER_IS_BETTER):
         worst, best = best, worst

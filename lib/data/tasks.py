@@ -12,6 +12,7 @@ class Task:
 
     `labels` are the names of the classes in the order of their numbers; empty for a regression.
     `validation` and `test` are names of splits: the first of `validation` chooses the best model.
+    `others` are metrics of evaluations that do not count for GLUE's score, the mean of `metrics`.
     `submissions` are the files that gluebenchmark.com takes, one for each test split, and
     `submits_names` says whether they hold names of labels or numbers.
     """
@@ -23,6 +24,7 @@ class Task:
     submits_names: bool = False
     validation: tuple[str, ...] = ("validation",)
     test: tuple[str, ...] = ("test",)
+    others: tuple[str, ...] = ()
 
 
 ENTAILMENT = ("entailment", "not_entailment")
@@ -69,4 +71,4 @@ def task_of_files(columns: tuple[str, ...], labels: tuple[str, ...]) -> Task:
     """The task that files of the user's own describe; no labels mean a regression."""
     if not labels:
         return Task(columns, labels, ("pearson", "spearmanr"))
-    return Task(columns, labels, ("accuracy", "f1") if len(labels) == 2 else ("accuracy",))
+    return Task(columns, labels, ("accuracy", "f1" if len(labels) == 2 else "macro_f1"))

@@ -14,8 +14,8 @@ from transformers import (
 from lib.checkpoints.run_folder import CONFIG_FILE, read_config, read_status
 from lib.data.tasks import TASKS, Task
 from lib.errors import InputError
+from lib.model.loading import load_tokenizer
 from lib.report.finished_run import AGAIN, read_task
-from lib.training.model import load_tokenizer
 
 WEIGHTS = "*.safetensors"
 

@@ -67,7 +67,13 @@ def announce(
         notices.append("the labels have decimals: training for scores (a regression), not classes")
     if config["use_slow_tokenizer"] and tokenizer.is_fast:
         notices.append("this model has no slow tokenizer: using the fast one")
-    if frozen := provenance["frozen"]:
+    if weights := provenance["label_weights"]:
+        listed = ", ".join(f"{label} {weight:.4g}" for label, weight in weights.items())
+        notices.append(f"weights of the classes in the loss: {listed}")
+    if config["freeze_layers"] is not None or config["lora_rank"] is not None:
+        total, trained = provenance["num_parameters"], provenance["num_trained"]
+        notices.append(f"{trained:,} of {total:,} parameters are trained, the others are frozen")
+    elif frozen := provenance["frozen"]:
         names = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if frozen[3:] else "")
         notices.append(f"frozen, as the logits do not depend on it: {names}")
     for notice in notices:

@@ -16,7 +16,13 @@ from lib.data.files.paths import shown
 from lib.data.tasks import Task
 from lib.errors import InputError
 from lib.report import predictions
-from lib.training.metrics import best_metric_name, display_name, metric_names
+from lib.training.metrics import (
+    OF_CLASSIFIERS,
+    best_metric_name,
+    display_name,
+    metric_names,
+    other_metrics,
+)
 
 Array = NDArray[Any]
 
@@ -40,6 +46,7 @@ SETTINGS = (
     "weight_decay",
     "max_grad_norm",
     "label_smoothing",
+    "class_weights",
     "seed",
 )
 SOURCES = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
@@ -123,10 +130,11 @@ class FinishedRun:
             )
             if self.config[by] is not None
         ]
+        shown = {name: self.config[name] for name in SETTINGS if name not in overridden}
         return {
-            name: self.config[name]
-            for name in SETTINGS
-            if name not in overridden and self.config[name] is not None
+            name: " ".join(value) if isinstance(value, list) else value
+            for name, value in shown.items()
+            if value is not None
         }
 
     @property
@@ -189,7 +197,9 @@ def read_finished_run(folder: Path) -> FinishedRun:
         calibration = results.get("calibration", {})
     with _reading(folder / CONFIG_FILE) as path:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = {name: content[name] for name in (*SETTINGS, *SOURCES, *OTHERS)}
+        config = {name: content[name] for name in (*SOURCES, *OTHERS)}
+        # A run of an earlier version lacks later settings.
+        config |= {name: content.get(name) for name in SETTINGS}
     with _reading(folder / PROVENANCE_FILE) as path:
         content = json.loads(path.read_text(encoding="utf-8"))
         provenance = {name: content[name] for name in PROVENANCE}
@@ -259,7 +269,8 @@ def _log(path: Path, task: Task) -> tuple[dict[str, list[float]], dict[str, list
         for name in ("update", "loss", "learning_rate", "examples_per_second")
     }
     evaluations = {
-        name: [line[f"eval_{name}"] for line in evaluated] for name in metric_names(task.metrics)
+        name: [line[f"eval_{name}"] for line in evaluated]
+        for name in metric_names(task.metrics, task.others)
     }
     return training, evaluations | {"update": [line["update"] for line in evaluated]}
 
@@ -273,7 +284,9 @@ def _scores(results: Mapping[str, Any], task: Task) -> tuple[list[Score], dict[s
             if f"{prefix}_loss" not in results:
                 continue  # a test split without labels
             num_rows[split] = results[f"{prefix}_num_rows"]
-            for metric in metric_names(task.metrics):
+            for metric in metric_names(task.metrics, other_metrics(task)):
+                if metric in OF_CLASSIFIERS and f"{prefix}_{metric}" not in results:
+                    continue  # a run of an earlier version
                 low_high = None if metric == "loss" else tuple(results[f"{prefix}_{metric}_ci95"])
                 scores.append(Score(split, metric, results[f"{prefix}_{metric}"], low_high))
     return scores, num_rows

@@ -16,8 +16,16 @@ from lib.calibration.cross_fitting import calibrate, store
 from lib.checkpoints.atomic import replacing, write_text, writing
 from lib.data.tasks import Task
 from lib.distributed.collectives import on_main_process
+from lib.training.curves import scores_of_classes
 from lib.training.evaluation import Predictions, predict, score
-from lib.training.metrics import confidence_intervals, has_labels, predictions_of, probabilities_of
+from lib.training.metrics import (
+    answers_of,
+    confidence_intervals,
+    has_labels,
+    other_metrics,
+    predictions_of,
+    probabilities_of,
+)
 
 FOLDER = "predictions"
 
@@ -70,8 +78,9 @@ def write_split(
     """Write the predictions of a split; return its scores with intervals, if it has labels.
 
     Returns:
-        The task's metrics and `loss`, each metric's 95% interval as `<metric>_ci95`, `num_rows`,
-        and `collapsed_to` if every row is predicted as one class.
+        The task's metrics, `other_metrics` and `loss`, each metric's 95% interval as
+        `<metric>_ci95`, `num_rows`, `classes` (as `scores_of_classes` returns it), and
+        `collapsed_to` if every row is predicted as one class.
 
     Raises:
         InputError: the folder cannot be written.
@@ -87,11 +96,16 @@ def write_split(
         write_submission(target / name, answers, task.labels, submits_names=task.submits_names)
     if not has_labels(labels):
         return {"num_rows": len(labels)}
-    evaluated = score(predictions, task)
-    intervals = confidence_intervals(task.metrics, predictions_of(logits), labels, seed=seed)
+    others, answers = other_metrics(task), predictions_of(logits)
+    evaluated = score(predictions, task, others)
+    intervals = confidence_intervals(task.metrics, answers, labels, seed=seed)
+    for name in others:
+        intervals |= confidence_intervals([name], answers_of(logits, name), labels, seed=seed)
     results: dict[str, Any] = dict(evaluated.scores)
     results |= {f"{name}_ci95": list(interval) for name, interval in intervals.items()}
     results["num_rows"] = len(labels)
+    if task.labels:
+        results["classes"] = scores_of_classes(answers, labels, task.labels)
     if evaluated.collapsed_to is not None:
         results["collapsed_to"] = evaluated.collapsed_to
     return results

@@ -26,13 +26,14 @@ from lib.checkpoints.run_folder import (
 )
 from lib.data.splits import Splits
 from lib.data.tasks import Task
+from lib.model.loading import revision_of
 from lib.report import predictions
 from lib.report.finished_run import DATA_FILE, PAGE_FILE, read_finished_run
 from lib.report.page.mistakes import shorten, worst_rows
 from lib.tracking.run_log import RunLog
 from lib.training.evaluation import Predictions
 from lib.training.metrics import display_name, metric_names
-from lib.training.model import revision_of
+from lib.training.optimization import class_weights
 
 CARD_FILE = "README.md"
 
@@ -102,7 +103,7 @@ def score_lines(results: Mapping[str, Any], task: Task) -> Iterator[str]:
     """Yield a line for each metric of each split with labels, with its 95% interval."""
     for part, found in (("eval", task.validation), ("test", task.test)):
         for prefix, split in zip((part, f"{part}_mm"), found, strict=False):
-            for metric in metric_names(task.metrics):
+            for metric in metric_names(task.metrics, task.others):
                 value = results.get(f"{prefix}_{metric}")
                 interval = results.get(f"{prefix}_{metric}_ci95")
                 if value is not None:
@@ -145,7 +146,7 @@ def write_results(
     data = {
         "task": {
             name: getattr(task, name)
-            for name in ("columns", "labels", "metrics", "validation", "test")
+            for name in ("columns", "labels", "metrics", "validation", "test", "others")
         },
         # Decided where the run could see its files; elsewhere a path may look like a hub ID.
         "on_hub": {
@@ -193,6 +194,7 @@ def provenance(
     """
     name, revision = config["model_name_or_path"], config["model_revision"]
     device = device_name(accelerator.device)
+    weights, names = class_weights(config["class_weights"], splits), splits.task.labels
     return {
         "command": " ".join(sys.argv),
         "commit": git_commit(Path(__file__).parent),
@@ -203,9 +205,11 @@ def provenance(
         "model": name,
         "model_revision": revision_of(name, revision),
         "num_parameters": sum(weights.numel() for weights in model.parameters()),
+        "num_trained": sum(w.numel() for w in model.parameters() if w.requires_grad),
         "frozen": [name for name, weights in model.named_parameters() if not weights.requires_grad],
         "device": f"{accelerator.num_processes} x {device}",
         "precision": precision(accelerator),
+        "label_weights": {} if weights is None else dict(zip(names, weights.tolist(), strict=True)),
     }
 
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from lib.checkpoints.atomic import replacing, writing
 from lib.checkpoints.run_folder import METRICS_FILE, read_status
+from lib.data.tasks import Task
 from lib.distributed import collectives
 from lib.errors import TRY_AGAIN, NonFiniteError
 from lib.tracking import wandb_charts, wandb_run
@@ -67,33 +68,31 @@ class RunLog:
                     found.append(json.loads(line))
         return found
 
-    def start_trackers(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+    def start_trackers(self, config: Mapping[str, Any], task: Task) -> None:
         """Start the trackers that the Accelerator names, on the main process.
 
         Args:
             config: the resolved configuration, and what else a dashboard shows of the run.
-            metrics: of the task.
+            task: whose metrics are logged.
         """
         machines: list[str] = []
         if config["wandb_shared"] and "wandb" in map(str, self.accelerator.log_with):
             machines = machine_names(self.accelerator)
         shared = len(set(machines)) > 1
         if self.accelerator.is_main_process:
-            self._start_trackers(config, metrics, shared)
+            self._start_trackers(config, task, shared)
         if shared:
             run = collectives.gather(self.accelerator, self.trackers.shared_run)[0]
             if run is not None:
                 wandb_run.join(self.accelerator, machines, run)
 
-    def _start_trackers(
-        self, config: Mapping[str, Any], metrics: Sequence[str], shared: bool
-    ) -> None:
+    def _start_trackers(self, config: Mapping[str, Any], task: Task, shared: bool) -> None:
         self.trackers.start(
             [str(name) for name in self.accelerator.log_with],
             config["wandb_project"],
             config,
             folder=self.folder,
-            metrics=metric_names(metrics),
+            metrics=metric_names(task.metrics, task.others),
             lines=self.lines(),
             earlier=self.earlier,
             wandb_options={

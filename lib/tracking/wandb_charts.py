@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from lib.tracking.wandb_run import without_home
+from lib.training.curves import calibration_bins
 from lib.training.evaluation import Predictions
 from lib.training.metrics import (
-    calibration_bins,
     has_labels,
     predictions_of,
     probabilities_of,

@@ -1,1 +1,1 @@
-"""The model, its optimizer, and how it is scored: plain functions that the loop calls."""
+"""How a model is trained and scored: plain functions that the loop calls."""

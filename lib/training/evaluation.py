@@ -1,7 +1,7 @@
 """Evaluate a model on a split: every row exactly once, on any number of processes."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -103,12 +103,15 @@ class Evaluation:
         return f"every row is predicted as {self.collapsed_to!r}: the model has collapsed"
 
 
-def score(predictions: Predictions, task: Task) -> Evaluation:
-    """Compute the task's metrics, through its `evaluate.Metric`, and the mean loss."""
+def score(predictions: Predictions, task: Task, others: Sequence[str]) -> Evaluation:
+    """Compute the task's metrics, through its `evaluate.Metric`, `others`, and the mean loss."""
     answers = metrics.predictions_of(predictions.logits)
     scores = metrics.glue_metric(task.metrics, regression=not task.labels).compute(
         predictions=answers, references=predictions.labels
     )
+    for name in others:
+        inputs = metrics.answers_of(predictions.logits, name)
+        scores |= metrics.compute([name], inputs, predictions.labels)
     loss = metrics.mean_loss(predictions.logits, predictions.labels)
     collapsed = metrics.collapsed_class(answers) if task.labels else None
     return Evaluation(
@@ -125,4 +128,4 @@ def evaluate(
 ) -> Evaluation:
     """Predict and score a split; the main process computes the scores, all get them."""
     predictions = predict(model, loader, accelerator, between_batches)
-    return from_main_process(accelerator, partial(score, predictions, task))
+    return from_main_process(accelerator, partial(score, predictions, task, task.others))

@@ -53,18 +53,19 @@ class Meter:
         self.grad_norm = torch.zeros((), device=accelerator.device)
         # The number of the first update that was not finite, or 0.
         self.first_bad = torch.zeros((), device=accelerator.device)
-        self.num_rows = self.num_tokens = self.num_padded = 0
+        self.num_rows: float = 0
+        self.num_tokens = self.num_padded = 0
         self.speed = Speed(started)
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, summed over its rows."""
         self.update_loss += loss.detach()
 
-    def guard_update(self, update: int, num_rows: int, grad_norm: Tensor | float | None) -> None:
+    def guard_update(self, update: int, num_rows: float, grad_norm: Tensor | float | None) -> None:
         """Keep update number `update` (from 1) from being applied if it is not finite.
 
         Args:
-            num_rows: rows of the update, over all processes.
+            num_rows: rows of the update, over all processes, or their weight in the loss.
             grad_norm: DeepSpeed gives a plain number, and None before its first update.
         """
         self.num_rows += num_rows
@@ -116,8 +117,9 @@ class Meter:
     def read(self) -> dict[str, float | None]:
         """Return `loss`, `grad_norm` and `padding` since the last reading, and start the next.
 
-        The loss is the mean over the rows, the norm that of the last update (None if it is not
-        finite, as under fp16 when the scaler skips an update), `padding` its share in the tokens.
+        The loss is the mean over the rows (with class weights, the weighted mean), the norm that of
+        the last update (None if it is not finite, as under fp16 when the scaler skips an update),
+        `padding` its share in the tokens.
 
         Raises:
             NonFiniteError: as `check`.

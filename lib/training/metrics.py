@@ -4,6 +4,7 @@ The metrics are computed for many runs and many samples of rows at once; one run
 special case. `evaluate.load("glue", ...)` would download a script and execute it.
 """
 
+import dataclasses
 import importlib
 import sys
 import tempfile
@@ -13,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.data.tasks import IGNORED
+from lib.data.tasks import IGNORED, Task
 from lib.errors import InputError
+from lib.training.curves import centered_ranks, roc_auc
 
 if TYPE_CHECKING:
     import evaluate
 
+    from lib.data.splits import Splits
+
 Array = NDArray[Any]
 
 NUM_RESAMPLES = 1000
-NUM_CALIBRATION_BINS = 15
 
 # The evaluators of `evaluate` import these if they can; no metric needs them.
 EVALUATOR_IMPORTS = ("transformers.pipelines", "scipy.stats")
@@ -39,9 +42,34 @@ def _accuracy(predictions: Array, references: Array, counts: Array) -> Array:
 
 def _f1(predictions: Array, references: Array, counts: Array) -> Array:
     """F1 of class 1; 0 if no row is predicted or labeled as class 1."""
-    predicted, labeled = predictions == 1, references == 1
+    return _ratio(*_f1_fraction(predictions == 1, references == 1, counts))
+
+
+def _f1_fraction(predicted: Array, labeled: Array, counts: Array) -> tuple[Array, Array]:
+    """Twice the true positives, and the rows predicted plus the rows labeled as a class."""
     true_positives = counts @ (predicted & labeled).T
-    return _ratio(2 * true_positives, counts @ predicted.T + (counts @ labeled)[:, None])
+    return 2 * true_positives, counts @ predicted.T + (counts @ labeled)[:, None]
+
+
+def _macro_f1(predictions: Array, references: Array, counts: Array) -> Array:
+    """Mean F1 of the classes that some row is predicted or labeled as."""
+    fractions = [
+        _f1_fraction(predictions == number, references == number, counts)
+        for number in np.union1d(predictions, references)
+    ]
+    num_classes = np.sum([rows > 0 for _, rows in fractions], axis=0)
+    return np.asarray(np.sum([_ratio(*fraction) for fraction in fractions], axis=0) / num_classes)
+
+
+def _balanced_accuracy(predictions: Array, references: Array, counts: Array) -> Array:
+    """Mean recall of the classes that rows have."""
+    classes = np.unique(references)
+    labeled = np.stack([counts @ (references == number) for number in classes])[..., None]
+    correct = np.stack(
+        [counts @ ((predictions == number) & (references == number)).T for number in classes]
+    )
+    recalls = _ratio(correct, np.broadcast_to(labeled, correct.shape))
+    return np.asarray(recalls.sum(axis=0) / (labeled > 0).sum(axis=0))
 
 
 def _matthews(predictions: Array, references: Array, counts: Array) -> Array:
@@ -89,25 +117,15 @@ def _spearman(predictions: Array, references: Array, counts: Array) -> Array:
     def product(a: Array, b: Array) -> Array:
         return np.asarray(np.einsum("kr,kr->k", a, b))
 
-    labels = _centered_ranks(references, counts)
+    labels = centered_ranks(references, counts)
     weighted_labels = counts * labels
     squares_of_labels = product(weighted_labels, labels)
     columns = []
     for run in predictions:
-        ranks = _centered_ranks(run, counts)
+        ranks = centered_ranks(run, counts)
         squares = squares_of_labels * product(counts * ranks, ranks)
         columns.append(_ratio(product(weighted_labels, ranks), np.sqrt(squares)))
     return np.stack(columns, axis=1)
-
-
-def _centered_ranks(values: Array, counts: Array) -> Array:
-    """(resamples, rows) ranks within each resample minus their mean; ties share the mean rank."""
-    distinct, group = np.unique(values, return_inverse=True)
-    order = np.argsort(values, kind="stable")
-    starts = np.searchsorted(values[order], distinct)
-    sizes = np.add.reduceat(counts.take(order, axis=1), starts, axis=1)
-    ranks = np.cumsum(sizes, axis=1) - (sizes - 1) / 2 - (counts[0].sum() + 1) / 2
-    return np.where(np.isnan(values), np.nan, ranks.take(group, axis=1))
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
@@ -115,14 +133,20 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
-# Names as in the GLUE metric of `evaluate`; arguments and result as in `resampled_scores`.
+# Names as in the GLUE metric of `evaluate` and in scikit-learn; arguments and result as in
+# `resampled_scores`. `roc_auc` takes probabilities instead of predictions.
 METRICS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "accuracy": _accuracy,
     "f1": _f1,
+    "macro_f1": _macro_f1,
+    "balanced_accuracy": _balanced_accuracy,
+    "roc_auc": roc_auc,
     "matthews_correlation": _matthews,
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
+# What a run reports of every classifier, beside the metrics of its task.
+OF_CLASSIFIERS = ("macro_f1", "balanced_accuracy", "roc_auc")
 CORRELATIONS = {"matthews_correlation", "pearson", "spearmanr"}  # from -1 to 1, the others from 0
 
 
@@ -132,7 +156,8 @@ def resampled_scores(
     """Score runs on resamples: each metric, and their mean as `combined_score` if several.
 
     Args:
-        predictions: (runs, rows) class numbers, or scores for a regression.
+        predictions: (runs, rows) class numbers, or scores for a regression; for `roc_auc`
+            (runs, rows, classes) probabilities.
         references: (rows,) labels.
         counts: (resamples, rows), how often each row occurs in a resample; each resample has the
             same number of rows.
@@ -254,9 +279,14 @@ def _preload_evaluate() -> None:
             sys.modules.pop(name, None)
 
 
-def metric_names(names: Sequence[str]) -> list[str]:
-    """List the scores of an evaluation, `loss` last."""
-    return [*names, *(["combined_score"] if len(names) > 1 else []), "loss"]
+def metric_names(names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+    """List the scores of an evaluation, `loss` last; `others` do not count for their mean."""
+    return [*names, *(["combined_score"] if len(names) > 1 else []), *others, "loss"]
+
+
+def other_metrics(task: Task) -> tuple[str, ...]:
+    """List what a finished run reports besides the metrics of its task."""
+    return tuple(name for name in OF_CLASSIFIERS if task.labels and name not in task.metrics)
 
 
 def display_name(name: str, labels: Sequence[str]) -> str:
@@ -268,15 +298,19 @@ def display_name(name: str, labels: Sequence[str]) -> str:
     return f"f1 of {labels[1]!r}" if name == "f1" else name
 
 
-def check_metric(name: str | None, names: Sequence[str]) -> None:
-    """Check that an evaluation with the metrics `names` has the one that chooses the best model.
+def with_metric(splits: "Splits", name: str | None) -> "Splits":
+    """Return the splits with the metric that chooses the best model among those of evaluations.
 
     Raises:
         InputError: there is no such metric.
     """
-    known = metric_names(names)
+    task = splits.task
+    known = metric_names(task.metrics, other_metrics(task))
     if name is not None and name not in known:
         raise InputError(f"--metric_for_best_model must be one of {', '.join(known)}, got {name!r}")
+    if name not in other_metrics(task):
+        return splits
+    return dataclasses.replace(splits, task=dataclasses.replace(task, others=(name,)))
 
 
 def best_metric_name(names: Sequence[str]) -> str:
@@ -299,6 +333,11 @@ def predictions_of(logits: Array) -> Array:
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)
 
 
+def answers_of(logits: Array, name: str) -> Array:
+    """What the metric of this name is computed from: probabilities, or `predictions_of`."""
+    return probabilities_of(logits) if name == "roc_auc" else predictions_of(logits)
+
+
 def probabilities_of(logits: Array) -> Array:
     """(rows, classes) probabilities: the softmax in float64."""
     exponentials = np.exp(_shifted(logits))
@@ -309,63 +348,6 @@ def _shifted(logits: Array) -> Array:
     """(rows, classes) logits in float64 minus the greatest of the row: `exp` cannot overflow."""
     logits = logits.astype(np.float64)
     return np.asarray(logits - logits.max(axis=1, keepdims=True))
-
-
-def calibration_bins(
-    probabilities: Array, labels: Array, *, num_bins: int = NUM_CALIBRATION_BINS
-) -> tuple[Array, Array, Array]:
-    """Mean confidence, accuracy and number of rows in equally wide bins of confidence.
-
-    Confidence is the probability of the predicted class. Bin m of M covers ((m - 1) / M, m / M];
-    confidence and accuracy are NaN in an empty bin.
-    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", section 2; 15 bins.
-
-    Args:
-        probabilities: (rows, classes).
-        labels: (rows,) class numbers.
-
-    Returns:
-        Three arrays of (num_bins,).
-    """
-    confidences = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    bins = np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:-1], confidences, side="left")
-    counts = np.bincount(bins, minlength=num_bins)
-    rows = np.where(counts > 0, counts, np.nan)
-    confidence = np.bincount(bins, weights=confidences, minlength=num_bins) / rows
-    accuracy = np.bincount(bins, weights=correct, minlength=num_bins) / rows
-    return confidence, accuracy, counts
-
-
-def expected_calibration_error(confidence: Array, accuracy: Array, counts: Array) -> float:
-    """Mean gap between accuracy and confidence over the bins, weighted by their rows.
-
-    Args: as `calibration_bins` returns them.
-
-    Source: Guo et al. (2017), equation 3.
-    """
-    return float(np.nansum(counts * np.abs(accuracy - confidence)) / counts.sum())
-
-
-def precision_recall_curve(truth: Array, scores: Array) -> tuple[Array, Array, float]:
-    """Return precision and recall at each distinct score, and the average precision.
-
-    As scikit-learn's functions of these names, whose import takes most of a second at the end of
-    a run. The average is the sum of (R_n - R_{n-1}) P_n, without interpolation.
-
-    Args:
-        truth: (rows,), true for the class, of which there is at least one row.
-        scores: (rows,), higher for the class.
-
-    Returns:
-        Arrays of (distinct scores + 1,), recall falling from 1 to 0, and the average.
-    """
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # of the rows with one score
-    hits = np.cumsum(truth[order])[last]
-    precision = np.append((hits / (last + 1))[::-1], 1.0)
-    recall = np.append((hits / hits[-1])[::-1], 0.0)
-    return precision, recall, float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
 def row_losses(logits: Array, labels: Array) -> Array:

@@ -1,6 +1,7 @@
 """FSDP2 as its configuration file launches it, on two gloo processes (DTensors)."""
 
 import csv
+import importlib.util
 import json
 import os
 import random
@@ -47,8 +48,9 @@ from lib.backends import fsdp
 from lib.checkpoints import manifest as manifests
 from lib.demo.corpus import MODEL_DIR
 from lib.errors import InputError
-from lib.training.model import encoder_layers
+from lib.model.layers import encoder_layers
 
+FROZEN = ["--freeze_layers=1", "--class_weights", "1", "3"]
 NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "1"))
 
 
@@ -137,7 +139,15 @@ def runs(flags, some_epochs, models, tmp_path_factory):
     run(arguments("one", steps=3), folder / "one")
     for name in ("ModernBERT", "DeBERTa"):
         run(arguments(f"one {name}", of[name]), folder / f"one {name}")
+    run(arguments("one frozen", *FROZEN), folder / "one frozen")
+    adapters = importlib.util.find_spec("peft") is not None
+    if adapters:
+        run(arguments("one lora", "--lora_rank=4"), folder / "one lora")
     many = [
+        *([arguments("lora", "--lora_rank=4")] if adapters else []),
+        arguments("frozen", *FROZEN),
+        arguments("frozen interrupted", *FROZEN, steps=3),
+        resumed("frozen resumed", "frozen interrupted", *FROZEN),
         arguments("BERT"),
         arguments("accumulated", "--gradient_accumulation_steps=2"),
         arguments("ModernBERT", of["ModernBERT"]),
@@ -168,6 +178,22 @@ def test_the_shards_take_the_course_of_one_process(runs, once, name):
 @pytest.mark.parametrize("name", ["ModernBERT", "DeBERTa"])
 def test_other_models_take_the_course_of_one_process(runs, name):
     assert_same_course(runs / name, runs / f"one {name}")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["frozen", "frozen resumed"])
+def test_frozen_layers_and_weighted_classes_take_the_course_of_one_process(runs, name):
+    assert_same_course(runs / name, runs / "one frozen")
+    moments = load_file(runs / name / "epoch_0" / "optimizer.safetensors")
+    assert not [weight for weight in moments if "embeddings" in weight or "layer.0." in weight]
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
+def test_adapters_take_the_course_of_one_process(runs):
+    """The best model is merged from shards."""
+    assert_same_course(runs / "lora", runs / "one lora")
+    assert difference(read_weights(runs / "lora"), read_weights(runs / "one lora")) < 1e-6
 
 
 @pytest.mark.processes

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 from lib.cli.parsing import parse_arguments
 from lib.data.tasks import TASKS, task_of_files
+from lib.training import metrics
 from train_mrpc import main
 
 LINES = [
@@ -82,7 +83,7 @@ def test_scores_name_the_file_they_were_measured_on(finished):
         (result.dataset_split, result.dataset_name, result.metric_type): result.metric_value
         for result in card.data.eval_results
     }
-    for metric in ("accuracy", "f1", "combined_score", "loss"):
+    for metric in ("accuracy", "f1", "combined_score", *metrics.OF_CLASSIFIERS, "loss"):
         assert found.pop(("validation", "validation.csv", metric)) == results[f"eval_{metric}"]
         assert found.pop(("test", "test.csv", metric)) == results[f"test_{metric}"]
     assert found == {}

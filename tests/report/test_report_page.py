@@ -16,7 +16,7 @@ from finished_run import write_finished_run
 from lib.cli.parsing import parse_arguments
 from lib.data.tasks import TASKS, task_of_files
 from lib.report.page import mistakes, plots, render, scores
-from lib.training import metrics
+from lib.training import curves
 from train_mrpc import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -33,19 +33,19 @@ def test_calibration_by_hand():
     """Confidences 0.6, 0.7 | 0.9, 0.95, 1.0 in bins of a fifth; 0.6 still belongs to the third."""
     predicted = probabilities(0.4, 0.7, 0.9, 0.05, 1.0)
     labels = np.array([0, 0, 1, 0, 0])
-    confidence, accuracy, counts = metrics.calibration_bins(predicted, labels, num_bins=5)
+    confidence, accuracy, counts = curves.calibration_bins(predicted, labels, num_bins=5)
     assert counts.tolist() == [0, 0, 1, 1, 3]
     assert confidence[2:] == pytest.approx([0.6, 0.7, 0.95])
     assert accuracy[2:] == pytest.approx([1, 0, 2 / 3])
     assert np.isnan(confidence[:2]).all()
     # (1 x 0.4 + 1 x 0.7 + 3 x (0.95 - 2/3)) / 5
-    error = metrics.expected_calibration_error(confidence, accuracy, counts)
+    error = curves.expected_calibration_error(confidence, accuracy, counts)
     assert error == pytest.approx((0.4 + 0.7 + 0.85) / 5)
 
 
 def test_calibration_of_three_classes_takes_the_predicted_one():
     predicted = np.array([[0.2, 0.3, 0.5], [0.4, 0.35, 0.25]])
-    confidence, accuracy, counts = metrics.calibration_bins(predicted, np.array([2, 1]), num_bins=2)
+    confidence, accuracy, counts = curves.calibration_bins(predicted, np.array([2, 1]), num_bins=2)
     assert counts.tolist() == [2, 0]
     assert (confidence[0], accuracy[0]) == (pytest.approx(0.45), 0.5)
 
@@ -408,3 +408,29 @@ def test_a_browser_reports_a_script_and_a_request(finished, tmp_path):
     for tag in ("<script>console.log(1)</script>", "<img src='http://127.0.0.1:9/x.png'>"):
         bad.write_text(page.replace("</main>", tag + "</main>"))
         assert "Content Security Policy" in " ".join(browse(bad, tmp_path, 500)[1])
+
+
+# ------------------------------------------------------------------------------------- classes
+
+
+def test_precision_and_recall_of_each_class_by_hand(tmp_path):
+    """Of 3 rows labeled yes 2 are found; of 3 predicted so 1 is labeled no."""
+    predicted, labels = probabilities(0.9, 0.8, 0.3, 0.7, 0.1), np.array([1, 1, 1, 0, 0])
+    rows = scores.class_table(predicted, labels, ("no", "yes"))
+    assert rows == [
+        ("no", "0.5000", "0.5000", "0.5000", "2"),
+        ("yes", "0.6667", "0.6667", "0.6667", "3"),
+    ]
+    assert scores.class_table(np.array([0.5]), np.array([1.0]), ()) == []
+    lines = [
+        {
+            "index": row,
+            "prediction": ("no", "yes")[int(values.argmax())],
+            "probabilities": dict(zip(("no", "yes"), values.tolist(), strict=True)),
+            "label": ("no", "yes")[label],
+        }
+        for row, (values, label) in enumerate(zip(predicted, labels, strict=True))
+    ]
+    folder = write_finished_run(tmp_path / "run", task_of_files(("a", "b"), ("no", "yes")), lines)
+    page = (folder / "report" / "index.html").read_text()
+    assert "<td>yes</td><td>0.6667</td><td>0.6667</td><td>0.6667</td><td>3</td>" in page

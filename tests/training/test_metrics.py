@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -7,11 +8,14 @@ import scipy.special
 import scipy.stats
 import sklearn.metrics
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_metrics
+from runs import error_line, run, run_and_exit
 
-from lib.data.tasks import TASKS
+from lib.data.tasks import TASKS, task_of_files
+from lib.training.curves import scores_of_classes
 from lib.training.metrics import (
     METRICS,
+    OF_CLASSIFIERS,
     best_metric_name,
     bootstrap_scores,
     collapsed_class,
@@ -21,6 +25,7 @@ from lib.training.metrics import (
     glue_metric,
     has_labels,
     mean_loss,
+    other_metrics,
     predictions_of,
     probabilities_of,
     resampled_scores,
@@ -49,6 +54,12 @@ def reference_score(name, predictions, references):
         return sklearn.metrics.f1_score(
             references, predictions, labels=[1], average="macro", zero_division=0
         )
+    if name == "macro_f1":
+        return sklearn.metrics.f1_score(references, predictions, average="macro", zero_division=0)
+    if name == "balanced_accuracy":
+        return sklearn.metrics.balanced_accuracy_score(references, predictions)
+    if name == "roc_auc":
+        return reference_area(predictions, references)
     if name == "matthews_correlation":
         return sklearn.metrics.matthews_corrcoef(references, predictions)
     if np.ptp(predictions) == 0 or np.ptp(references) == 0:
@@ -57,9 +68,26 @@ def reference_score(name, predictions, references):
     return correlation(predictions, references).statistic
 
 
+def reference_area(probabilities, references):
+    """The area by scikit-learn; it has none for a class without rows, which we leave out."""
+    classes = np.unique(references)
+    if len(classes) == 1:
+        return 0.5
+    if probabilities.shape[1] == 2:
+        return sklearn.metrics.roc_auc_score(references, probabilities[:, 1])
+    if len(classes) == probabilities.shape[1]:
+        return sklearn.metrics.roc_auc_score(references, probabilities, multi_class="ovr")
+    return np.mean(
+        [sklearn.metrics.roc_auc_score(references == c, probabilities[:, c]) for c in classes]
+    )
+
+
+OF_DECISIONS = ["accuracy", "f1", "macro_f1", "balanced_accuracy", "matthews_correlation"]
+
+
 @pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes")
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
-@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews_correlation"])
+@pytest.mark.parametrize("name", OF_DECISIONS)
 def test_scores_of_classes_equal_scikit_learn_to_the_last_bit(name, num_classes):
     for size in (1, 2, 30, 408):
         references = RNG.integers(num_classes, size=size)
@@ -94,7 +122,110 @@ def test_a_correlation_with_a_constant_is_0_and_with_nan_is_nan(name):
     assert np.isnan(compute([name], np.where(truth > 0.5, truth, np.nan), truth)[name])
 
 
-@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_areas_equal_scikit_learn(num_classes):
+    for size in (1, 2, 30, 408):
+        references = RNG.integers(num_classes, size=size)
+        logits = RNG.normal(size=(size, num_classes)).round(1)  # with ties
+        logits[np.arange(size), references] += 1
+        probabilities = probabilities_of(logits)
+        expected = reference_area(probabilities, references)
+        found = compute(["roc_auc"], probabilities, references)["roc_auc"]
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_scores_of_unbalanced_classes_by_hand():
+    """8 rows of class 0 and 2 of class 1, of which one is found and one row of class 0 lost."""
+    truth = np.array([0] * 8 + [1] * 2)
+    answers = np.array([1] + [0] * 7 + [1, 0])
+    assert compute(["balanced_accuracy"], answers, truth)["balanced_accuracy"] == pytest.approx(
+        (7 / 8 + 1 / 2) / 2
+    )
+    assert compute(["macro_f1"], answers, truth)["macro_f1"] == pytest.approx((14 / 16 + 2 / 4) / 2)
+    found = scores_of_classes(answers, truth, ("no", "yes", "never"))
+    assert found["no"] == pytest.approx(
+        {"precision": 7 / 8, "recall": 7 / 8, "f1": 7 / 8, "rows": 8}
+    )
+    assert found["yes"] == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5, "rows": 2})
+    assert found["never"] == {"precision": 0, "recall": 0, "f1": 0, "rows": 0}
+
+
+def test_scores_of_classes_equal_scikit_learn():
+    labels = RNG.integers(4, size=200)
+    predictions = np.where(RNG.random(200) < 0.6, labels, RNG.integers(4, size=200))
+    expected = sklearn.metrics.precision_recall_fscore_support(labels, predictions)
+    found = scores_of_classes(predictions, labels, "abcd")
+    for name, *values in zip("abcd", *expected, strict=True):
+        assert list(found[name].values()) == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_sklearn"),
+    [
+        (
+            "macro_f1",
+            lambda truth, answers: sklearn.metrics.f1_score(truth, answers, average="macro"),
+        ),
+        ("balanced_accuracy", sklearn.metrics.balanced_accuracy_score),
+    ],
+)
+def test_intervals_of_other_metrics_equal_the_bootstrap_of_scipy(name, of_sklearn):
+    expected = scipy.stats.bootstrap(
+        (LABELS, PREDICTIONS), of_sklearn, paired=True, vectorized=False, n_resamples=50,
+        method="percentile", rng=5,
+    )  # fmt: skip
+    found = confidence_intervals([name], PREDICTIONS, LABELS, seed=5, num_resamples=50)
+    assert found[name] == pytest.approx(tuple(expected.confidence_interval), abs=1e-12)
+
+
+def test_files_of_three_classes_are_scored_by_accuracy_and_macro_f1():
+    assert task_of_files(("text",), ("a", "b", "c")).metrics == ("accuracy", "macro_f1")
+    assert other_metrics(task_of_files(("text",), ("a", "b", "c"))) == (
+        "balanced_accuracy",
+        "roc_auc",
+    )
+    assert other_metrics(TASKS["stsb"]) == ()
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy", "roc_auc"])
+def test_the_best_model_is_chosen_by_another_metric(metric, flags, tmp_path):
+    """It stands in each evaluation; `combined_score` stays the mean of the task's own."""
+    results = run(flags, tmp_path, "--eval_every=2", f"--metric_for_best_model={metric}")
+    lines = [line for line in read_metrics(tmp_path) if "eval_loss" in line]
+    scores = {line["update"]: line[f"eval_{metric}"] for line in lines}
+    assert results["best_update"] == max(scores, key=scores.get)
+    assert results[f"eval_{metric}"] == pytest.approx(max(scores.values()), abs=1e-9)
+    for line in lines:
+        mean = (line["eval_accuracy"] + line["eval_f1"]) / 2
+        assert line["eval_combined_score"] == pytest.approx(mean)
+        assert [name for name in OF_CLASSIFIERS if f"eval_{name}" in line] == [metric]
+    rows = [json.loads(line) for line in open_predictions(tmp_path)]
+    truth = np.array([int(row["label"]) for row in rows])
+    answers = np.array([int(row["prediction"]) for row in rows])
+    inputs = np.array([list(row["probabilities"].values()) for row in rows])
+    for name in OF_CLASSIFIERS:
+        expected = reference_score(name, inputs if name == "roc_auc" else answers, truth)
+        assert results[f"eval_{name}"] == pytest.approx(expected)
+        low, high = results[f"eval_{name}_ci95"]
+        assert low <= expected <= high
+    assert results["eval_classes"]["1"]["recall"] == pytest.approx(
+        sklearn.metrics.recall_score(truth, answers)
+    )
+
+
+def open_predictions(folder):
+    return (folder / "predictions" / "validation.jsonl").read_text().splitlines()
+
+
+def test_names_the_metrics_that_can_choose_the_best_model(flags, tmp_path, capsys):
+    assert run_and_exit(flags, tmp_path, "--metric_for_best_model=auc") == 2
+    assert error_line(capsys.readouterr().err).endswith(
+        "--metric_for_best_model must be one of accuracy, f1, combined_score, macro_f1, "
+        "balanced_accuracy, roc_auc, loss, got 'auc'"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes")
 @pytest.mark.parametrize("name", METRICS)
 def test_scores_of_resamples_are_those_of_the_rows_repeated(name):
     """Several runs and resamples at once, against the library's score of each."""
@@ -105,15 +236,21 @@ def test_scores_of_resamples_are_those_of_the_rows_repeated(name):
     if name in ("pearson", "spearmanr"):
         references = generator.random(12).round(1)  # with ties
         predictions = np.stack([references + generator.random(12).round(1), np.full(12, 0.1)])
+    if name in ("macro_f1", "balanced_accuracy", "roc_auc"):  # three classes, absent in resamples
+        references = generator.integers(3, size=12)
+        predictions = generator.integers(3, size=(4, 12))
+    if name == "roc_auc":
+        logits = generator.normal(size=(4, 12, 3)).round()
+        predictions = np.stack([probabilities_of(of_run) for of_run in logits])
     counts = generator.multinomial(12, np.full(12, 1 / 12), size=20)
     counts[0] = 12 * (np.arange(12) == 3)  # one row, twelve times
     scores = resampled_scores([name], predictions, references, counts)[name]
     assert scores.shape == (20, len(predictions))
     for resample, count in enumerate(counts):
         rows = np.repeat(np.arange(12), count)
-        for run, values in enumerate(predictions):
+        for number, values in enumerate(predictions):
             expected = reference_score(name, values[rows], references[rows])
-            assert scores[resample, run] == pytest.approx(expected, abs=1e-12)
+            assert scores[resample, number] == pytest.approx(expected, abs=1e-12)
 
 
 def test_nothing_predicted_as_class_1_gives_f1_of_0():

@@ -95,9 +95,9 @@ def checked(name: str, value: Any, declared: Flag) -> Any:
         return None
     if declared.kind is tuple:
         items = (value,) if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
+        if not isinstance(items, list | tuple):
             raise InputError(f"--{name} takes a list of text, got {value!r}")
-        value = tuple(items)
+        value = tuple(_text(name, item) for item in items)
     else:
         value = _converted(name, value, declared.kind)
     if declared.is_path and isinstance(value, tuple):
@@ -106,6 +106,13 @@ def checked(name: str, value: Any, declared: Flag) -> Any:
         value = os.path.expanduser(value)
     _check_rules(name, value, declared)
     return value
+
+
+def _text(name: str, item: Any) -> str:
+    """An item of a list; YAML has `class_weights: [1, 2.5]` as numbers."""
+    if isinstance(item, bool) or not isinstance(item, str | int | float):
+        raise InputError(f"--{name} takes a list of text, got {item!r} in it")
+    return str(item)
 
 
 BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -111,6 +111,11 @@ class TrainingFlags:
         "Share of the target's probability spread over all classes.",
         rule=between(0, 0.999999, "a usual value is 0.1"),
     )
+    class_weights: tuple[str, ...] = _training(
+        ("none",),
+        "Weigh the classes in the loss: balanced (rarer ones more), none, or a number for each.",
+        metavar="balanced|none|W",
+    )
     seed: int = _training(
         42,
         "Decides the order of rows, dropout and new weights.",

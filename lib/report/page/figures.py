@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from lib.report.finished_run import FinishedRun
 from lib.report.page import plots
 from lib.training import metrics
+from lib.training.curves import calibration_bins, expected_calibration_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +47,13 @@ def _learning_curve(run: FinishedRun) -> Plot:
     labels = [plots.shorten_name(label) for label in run.task.labels]
     names = {
         name: metrics.display_name(name, labels)
-        for name in metrics.metric_names(run.task.metrics)
+        for name in metrics.metric_names(run.task.metrics, run.task.others)
         if name != "loss"
     }
     final = {
         names[score.metric]: (score.value, *score.interval)
         for score in run.scores
-        if score.split == run.split and score.interval is not None
+        if score.split == run.split and score.metric in names and score.interval is not None
     }
     figure = plots.learning_curve(
         run.training["update"],
@@ -116,8 +117,8 @@ def _classification(run: FinishedRun) -> dict[str, Plot]:
     predicted, labels, names = run.predicted, run.labels, run.task.labels
     classes = predicted.argmax(axis=1)
     num_wrong = int((classes != labels).sum())
-    confidences, accuracies, counts = metrics.calibration_bins(predicted, labels)
-    error = metrics.expected_calibration_error(confidences, accuracies, counts)
+    confidences, accuracies, counts = calibration_bins(predicted, labels)
+    error = expected_calibration_error(confidences, accuracies, counts)
     drawn = {
         "confusion_matrix": Plot(
             "Confusion matrix",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from lib.training.metrics import precision_recall_curve
+from lib.training.curves import precision_recall_curve
 
 Array = NDArray[Any]
 
@@ -194,7 +194,7 @@ def calibration(confidences: Array, accuracies: Array, counts: Array, lowest: fl
 
     Args:
         confidences, accuracies, counts: of equally wide bins of [0, 1], as
-            `metrics.calibration_bins` gives them.
+            `curves.calibration_bins` gives them.
         lowest: the least confidence that there can be, 1 / classes.
     """
     figure = Figure((WIDTH, 1.2 * HEIGHT), layout="constrained")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.report.finished_run import FinishedRun
+from lib.training.curves import scores_of_classes
 
 Array = NDArray[Any]
 
@@ -106,6 +107,20 @@ def calibration_rows(run: FinishedRun) -> list[tuple[str, ...]]:
                 )
             )
     return rows
+
+
+def class_table(predicted: Array, labels: Array, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Name, precision, recall, F1 and rows of each class; none for a regression.
+
+    Args: as `warning`.
+    """
+    if not names:
+        return []
+    found = scores_of_classes(predicted.argmax(axis=1), labels, names)
+    return [
+        (name, *(f"{of[key]:.4f}" for key in ("precision", "recall", "f1")), f"{of['rows']:,}")
+        for name, of in found.items()
+    ]
 
 
 def warning(predicted: Array, labels: Array, names: Sequence[str]) -> str | None:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import MODEL_DIR, NUM_VALIDATION, assert_same_run, pairs, read_metrics
+from models import load, tokenizer_of
 from runs import run
-from test_model import load, tokenizer_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -24,7 +24,7 @@ from transformers import (
 
 from lib.data.batching import FillingCollator
 from lib.errors import InputError
-from lib.training.model import freeze_unused
+from lib.model.layers import freeze_unused
 
 PAD, CLS, SEP = 0, 2, 3  # of the tokenizer of the demo
 ENCODER = {

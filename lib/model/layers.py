@@ -1,0 +1,117 @@
+"""The encoder's layers: found, reinitialized, frozen."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lib.errors import InputError
+
+# A row for what needs a forward pass.
+PROBE = "one two"
+
+
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the encoder's layers from the bottom to the top: the longest list of modules.
+
+    Raises:
+        InputError: the model has no list of modules.
+    """
+    lists = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList)]
+    if not lists:
+        raise InputError(
+            f"{type(model).__name__} has no stack of layers to tell apart: use "
+            "--layerwise_lr_decay 1, --reinit_layers 0 and, with FSDP, fsdp_auto_wrap_policy: "
+            "NO_WRAP"
+        )
+    return max(lists, key=len)
+
+
+def reinitialize(model: PreTrainedModel, num_layers: int) -> None:
+    """Give the top `num_layers` encoder layers, and the pooler, new random weights.
+
+    Source: Zhang et al. (2021), Revisiting Few-sample BERT Fine-tuning, section 5.
+    """
+    if num_layers == 0:
+        return
+    layers = encoder_layers(model)
+    if num_layers > len(layers):
+        raise InputError(
+            f"--reinit_layers {num_layers} is more than the model's {len(layers)} encoder layers"
+        )
+    modules = [*layers[-num_layers:], getattr(model.base_model, "pooler", None)]
+    for module in modules:
+        for part in module.modules() if module is not None else ():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=model.config.initializer_range)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+            elif isinstance(part, nn.LayerNorm):
+                nn.init.ones_(part.weight)
+                nn.init.zeros_(part.bias)
+
+
+def freeze_lowest(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_layers: int,
+    num_reinitialized: int,
+) -> None:
+    """Freeze the lowest `num_layers` encoder layers, and all that their input comes from.
+
+    Found in the graph of one row: whatever the embeddings of an architecture consist of.
+    """
+    layers = encoder_layers(model)
+    if num_layers + num_reinitialized > len(layers):
+        new = f" and --reinit_layers {num_reinitialized}" if num_reinitialized else ""
+        raise InputError(
+            f"--freeze_layers {num_layers}{new}: the model has {len(layers)} encoder layers"
+        )
+    outputs: list[Any] = []
+    if num_layers > 0:
+        hook = layers[num_layers - 1].register_forward_hook(
+            lambda _, inputs, output: outputs.append(output)
+        )
+    else:
+        hook = layers[0].register_forward_pre_hook(
+            lambda _, inputs, named: outputs.append(inputs or named["hidden_states"]),
+            with_kwargs=True,
+        )
+    model(**tokenizer(PROBE, return_tensors="pt"))
+    hook.remove()
+    hidden = outputs[0] if isinstance(outputs[0], Tensor) else outputs[0][0]
+    lower = _weights_behind(hidden)
+    for weight in model.parameters():
+        if id(weight) in lower:
+            weight.requires_grad_(False)
+
+
+def freeze_unused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Freeze the weights that no row reaches, such as XLNet's `mask_emb`.
+
+    DDP waits for a gradient of every weight that is not frozen. Its `find_unused_parameters`
+    searches the graph of each update; here that of one row is searched, in evaluation mode, once.
+    An expert that this row is not sent to stays: where some modules of a list are used, all are.
+    """
+    used = _weights_behind(model(**tokenizer(PROBE, return_tensors="pt")).logits)
+    for modules in model.modules():
+        if isinstance(modules, nn.ModuleList | nn.ModuleDict):
+            weights = [{id(weight) for weight in part.parameters()} for part in modules.children()]
+            unused = [part for part in weights if not part & used]
+            if len(unused) < len(weights):
+                used = used.union(*unused)
+    for weight in model.parameters():
+        if id(weight) not in used:
+            weight.requires_grad_(False)
+
+
+def _weights_behind(output: Tensor) -> set[int]:
+    """Return the `id` of each weight that a gradient of `output` would reach."""
+    found, seen, nodes = set(), set(), [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(id(getattr(node, "variable", None)))  # only the graph's leaves have one
+            nodes += [following for following, _ in node.next_functions]
+    return found
