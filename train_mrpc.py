@@ -49,6 +49,7 @@ from lib.distributed import collectives
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
+from lib.hub.upload import pushed_when_finished
 from lib.report import predictions, results
 from lib.report.description import announce, describe
 from lib.tracking.progress import quiet_libraries
@@ -65,7 +66,8 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     """Train as configured, and return the results; `Preempted` if a signal stops the run."""
     overwrite, resume_from = config.overwrite_output_dir, config.resume_from_checkpoint
     folder = RunFolder(config.output_dir, overwrite=overwrite, resume_from=resume_from)
-    with folder, process_group(config.peer_timeout):
+    push = pushed_when_finished(folder.path, config.push_options())
+    with push, folder, process_group(config.peer_timeout):
         return train(config, folder, signals)
 
 

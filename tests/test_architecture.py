@@ -10,7 +10,7 @@ from conftest import ROOT
 
 # A wing imports from wings further down, never from its own line or above.
 LAYERS = [
-    {"report", "compare", "doctor"},
+    {"report", "compare", "doctor", "publish"},
     {"tracking"},
     {"training", "checkpoints"},
     {"cli"},

@@ -47,6 +47,12 @@ class TrainConfig(
         """The values of these flags by name, as keyword arguments of the same names."""
         return {name: getattr(self, name) for name in names}
 
+    def push_options(self) -> dict[str, Any] | None:
+        """How to push the finished run to the hub; None if it is not to be pushed."""
+        if not self.push_to_hub or self.dry_run:
+            return None
+        return self.values("hub_model_id", "hub_private", "hub_revision", "hub_create_pr")
+
     def to_dict(self) -> dict[str, Any]:
         """The flags that config.yaml keeps, as YAML takes them; no secrets."""
         values = dataclasses.asdict(self)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,9 +82,6 @@ def finish(
         print(line)
     print(f"best model, of update {results['best_update']}: {folder.path}")
     print(f"report: {folder.path / PAGE_FILE}")
-    if config["push_to_hub"]:
-        name = config["hub_model_id"] or folder.path.resolve().name
-        print(f"to upload it: {shlex.join(['hf', 'upload', name, str(folder.path)])}")
 
 
 def score_lines(results: Mapping[str, Any], task: Task) -> Iterator[str]:

@@ -1,10 +1,7 @@
 """The model card describes the run, and its snippet runs."""
 
-import contextlib
-import io
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,13 +24,10 @@ PAIRS = task_of_files(("one", "other"), ("a", "b"))
 
 @pytest.fixture(scope="module")
 def finished(flags, files, tmp_path_factory):
-    """The output folder of a real run, its results, and what it printed; two blanks in its path."""
+    """The output folder of a real run, with two blanks in its path, and its results."""
     folder = tmp_path_factory.mktemp("my models") / "a model"
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        arguments = [*flags, f"--test_file={files['test']}", f"--output_dir={folder}"]
-        results = main(parse_arguments([*arguments, "--push_to_hub"]))
-    return folder, results, printed.getvalue()
+    arguments = [*flags, f"--test_file={files['test']}", f"--output_dir={folder}"]
+    return folder, main(parse_arguments(arguments))
 
 
 def snippet(folder):
@@ -54,7 +48,7 @@ def use(folder, code):
 
 
 def test_the_snippet_runs_and_takes_texts_longer_than_the_model(finished):
-    folder, *_ = finished
+    folder, _ = finished
     longer = "classify({'text': 'so ' * 2000, 'text_pair': 'on Monday ' * 2000})"
     done = use(folder, f"{snippet(folder)}\nprint({longer})")
     assert done.returncode == 0, done.stderr
@@ -76,7 +70,7 @@ def test_the_snippet_of_single_sentences_gives_one_text(flags, tmp_path):
 
 
 def test_scores_name_the_file_they_were_measured_on(finished):
-    folder, results, _ = finished
+    folder, results = finished
     card = ModelCard.load(folder / "README.md")
     found = {
         (result.dataset_split, result.dataset_name, result.metric_type): result.metric_value
@@ -93,7 +87,7 @@ def test_scores_name_the_file_they_were_measured_on(finished):
 
 
 def test_the_card_names_no_directory_of_the_machine(finished, files, bert):
-    folder, *_ = finished
+    folder, _ = finished
     card = (folder / "README.md").read_text()
     for path in (folder.parent, files["train"].parent, bert.parent, Path.home()):
         assert f"{path}" not in card
@@ -138,15 +132,9 @@ def test_only_the_settings_that_applied_are_listed(tmp_path):
 
 
 def test_the_card_shows_the_plots(finished):
-    folder, *_ = finished
+    folder, _ = finished
     shown = re.findall(r"!\[.+\]\((.+)\)", (folder / "README.md").read_text())
     assert "report/learning_curve.png" in shown
     assert {folder / path for path in shown} == set((folder / "report").glob("*.png"))
     for path in shown:
         assert (folder / path).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
-def test_the_upload_command_quotes_blanks_in_the_path(finished):
-    folder, _, printed = finished
-    command = re.search(r"to upload it: (.+)", printed)[1]
-    assert shlex.split(command) == ["hf", "upload", "a model", str(folder)]
