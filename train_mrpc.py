@@ -81,7 +81,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         project_dir=config.output_dir,
     )
     collectives.check_world(accelerator.num_processes)
-    config, accumulation = resolve(config, accelerator.num_processes)
+    commits = collectives.from_main_process(accelerator, partial(folder.commits, config.to_dict()))
+    config, accumulation = resolve(config, accelerator.num_processes, commits)
     accelerator.gradient_accumulation_steps = accumulation
     stop = StopSignal(signals, accelerator)
     stop.check()

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lib.errors import InputError
 
@@ -95,10 +96,15 @@ def _check_updates(config: "TrainConfig") -> None:
         num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, config.max_train_steps)
 
 
-def resolve(config: "TrainConfig", num_processes: int) -> tuple["TrainConfig", int]:
+def resolve(
+    config: "TrainConfig", num_processes: int, commits: Mapping[str, Any]
+) -> tuple["TrainConfig", int]:
     """Return the configuration without open choices, and the accumulation of each process.
 
     The choices are the same for any number of processes.
+
+    Args:
+        commits: those of the model and the data set, as `RunFolder.commits` returns them.
 
     Raises:
         InputError: as `resolve_batch_sizes`.
@@ -112,6 +118,7 @@ def resolve(config: "TrainConfig", num_processes: int) -> tuple["TrainConfig", i
     by_device = config.per_device_train_batch_size is not None
     resolved = dataclasses.replace(
         config,
+        **{name: commit for name, commit in commits.items() if commit is not None},
         task_name=config.task_name or ("mrpc" if config.train_file is None else None),
         train_batch_size=batch_size,
         gradient_accumulation_steps=None if by_device else config.gradient_accumulation_steps,

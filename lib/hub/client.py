@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import FileMetadataError, HfHubHTTPError
 from huggingface_hub.utils import logging
 from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -33,8 +33,11 @@ REASONS = {
 HUB_ERRORS = (OSError, ValueError, RuntimeError, LookupError, httpx2.HTTPError)
 
 
-class HubError(OSError):
-    """The hub did not do what was asked; one line says how."""
+class HubError(FileMetadataError):
+    """The hub did not do what was asked; one line says how.
+
+    The library looks in its cache after an error of the base class, and asks no second time.
+    """
 
 
 def hub_api() -> HfApi:
@@ -55,6 +58,8 @@ def reason_of(error: BaseException) -> str:
     while found is not None:
         if isinstance(found, HubError):
             return str(found)
+        if isinstance(found, httpx2.TransportError):
+            return str(_described(found))
         status = getattr(getattr(found, "response", None), "status_code", None)
         if isinstance(found, HfHubHTTPError) and status is not None:
             remedy = REASONS.get(status, "try again later" if status >= 500 else "")
@@ -73,8 +78,6 @@ class _Client(httpx2.Client):
         try:
             response = super().send(request, **options)
         except httpx2.TransportError as error:
-            if request.method == "HEAD":
-                raise  # after which the library looks in its cache
             raise _described(error) from error
         if response.status_code in REPEATED:
             response.read()

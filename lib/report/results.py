@@ -188,6 +188,7 @@ def provenance(
         "num_rows": {split: len(rows) for split, rows in splits.all.items()},
         "model": name,
         "model_revision": revision_of(name, revision),
+        "dataset_revision": config["dataset_revision"],
         "num_parameters": sum(weights.numel() for weights in model.parameters()),
         "frozen": [name for name, weights in model.named_parameters() if not weights.requires_grad],
         "device": f"{accelerator.num_processes} x {device}",

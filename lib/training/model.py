@@ -18,6 +18,8 @@ from transformers import (
 )
 
 from lib.errors import InputError
+from lib.hub.client import reason_of
+from lib.hub.download import download_model
 from lib.hub.reach import REMEDY
 
 # A row for the checks that need a forward pass.
@@ -27,11 +29,12 @@ PROBE = "one two"
 def load_tokenizer(
     name: str, revision: str | None, trust_remote_code: bool, *, use_fast: bool
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model on the hub or in a folder.
+    """Load the tokenizer of a model on the hub or in a folder, and download that model whole.
 
     Raises:
         InputError: there is none, or it has no padding token.
     """
+    download_model(name, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name,
@@ -163,7 +166,7 @@ def _has_classifier(config: Any) -> bool:
 
 
 def _unloadable(name: str, what: str, error: BaseException) -> str:
-    reason = " ".join(str(error).split("\n")[0].split())
+    reason = reason_of(error)
     if Path(name).is_dir():
         return f"--model_name_or_path {name}: the folder has no usable {what}: {reason}"
     return (

@@ -6,20 +6,50 @@ Serves models and data sets, takes commits, and misbehaves as it is told. Endpoi
 
 import base64
 import contextlib
+import functools
 import hashlib
+import io
 import json
 import re
 import threading
+import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 
 # Large files, which the hub keeps outside of git.
 LFS = (".safetensors", ".bin", ".parquet", ".png")
 
 TOKEN = "hf_canary3f9a1c"
+
+
+README = b"""---
+configs:
+- config_name: mrpc
+  data_files:
+  - split: train
+    path: mrpc/train-*
+  - split: validation
+    path: mrpc/validation-*
+---
+"""
+
+
+def glue(train: Sequence[Any], validation: Sequence[Any]) -> dict[str, bytes]:
+    """The files of a data set as GLUE has them on the hub, with rows of our own."""
+    files = {"README.md": README}
+    for split, rows in (("train", train), ("validation", validation)):
+        written = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), written)
+        files[f"mrpc/{split}-00000-of-00001.parquet"] = written.getvalue()
+    return files
 
 
 class Repository:
@@ -62,7 +92,6 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.fault: tuple[str, int | str] | None = None
         self.only_with_token = False
-        self.closing = threading.Event()
         self.endpoint = ""
 
     def add(self, name: str, source: Path | Mapping[str, bytes], branch: str = "main") -> str:
@@ -75,6 +104,29 @@ class Hub:
             }
         return self.repositories.setdefault(name, Repository()).commit(source, branch)
 
+    def reset(self) -> None:
+        """Forget all repositories, requests and faults."""
+        self.repositories.clear()
+        self.objects.clear()
+        self.requests.clear()
+        self.fault, self.only_with_token = None, False
+
+    def use(self, monkeypatch: Any, home: Path) -> None:
+        """Let this process use this hub, with a token, and no other cache than `home`."""
+        for name, value in self.environment(home).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        for constants in (huggingface_hub.constants, datasets.config):
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", self.endpoint)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(
+            huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.endpoint + template
+        )
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", self.endpoint)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+
     def environment(self, home: Path) -> dict[str, str]:
         """Environment of a process that uses this hub, and no other cache than `home`."""
         return {
@@ -86,23 +138,16 @@ class Hub:
         }
 
 
-@contextlib.contextmanager
-def hub_server() -> Iterator[Hub]:
-    """Start a hub on a free port."""
+@functools.cache
+def start_hub() -> Hub:
+    """Start the hub of this process on a free port; the libraries keep the address of the first."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return hub
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -127,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.fault and re.search(hub.fault[0], f"{self.command} {path}"):
             self.fault = hub.fault[1]
         if self.fault == "silent":
-            hub.closing.wait(30)
+            time.sleep(30)
             self.close_connection = True
         elif self.fault == "gone" and not self._streams(path):
             self.close_connection = True
@@ -198,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.fault == "stalled":
             self.wfile.write(body[: len(body) // 2])
-            self.hub.closing.wait(30)
+            time.sleep(30)
             self.close_connection = True
         elif self.fault == "corrupt":
             self.wfile.write(body[:-1] + bytes([body[-1] ^ 1]))

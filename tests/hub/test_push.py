@@ -12,7 +12,7 @@ from unittest import mock
 import huggingface_hub
 import pytest
 from conftest import run_script, start_script, wait_for
-from hub_server import TOKEN, hub_server
+from hub_server import TOKEN, start_hub
 from runs import error_line, run
 
 from lib.cli.startup import exit_status, start
@@ -24,17 +24,14 @@ MODEL = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 
 @pytest.fixture(scope="module")
 def hub():
-    with hub_server() as server:
-        yield server
+    server = start_hub()
+    server.reset()
+    return server
 
 
 @pytest.fixture
-def online(hub, monkeypatch):
-    """Let this process use the hub, with a token."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def online(hub, monkeypatch, tmp_path):
+    hub.use(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
