@@ -49,7 +49,7 @@ from lib.distributed import collectives
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
-from lib.hub.upload import pushed_when_finished
+from lib.hub import prefetch, upload
 from lib.report import predictions, results
 from lib.report.description import announce, describe
 from lib.tracking.progress import quiet_libraries
@@ -66,7 +66,7 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     """Train as configured, and return the results; `Preempted` if a signal stops the run."""
     overwrite, resume_from = config.overwrite_output_dir, config.resume_from_checkpoint
     folder = RunFolder(config.output_dir, overwrite=overwrite, resume_from=resume_from)
-    push = pushed_when_finished(folder.path, config.push_options())
+    push = upload.pushed_when_finished(folder.path, config.push_options())
     with push, folder, process_group(config.peer_timeout):
         return train(config, folder, signals)
 
@@ -107,7 +107,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
     if config.dry_run:
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
-        return {}
+        return prefetch.print_batch_lines(commits) if config.prefetch else {}
 
     announce(config.to_dict(), origin, splits, tokenizer, timetable, accelerator)
 

@@ -36,6 +36,8 @@ class TrainConfig(
         for name, declared in FLAGS.items():
             value = checked(name, given.get(name, declared.default), declared)
             object.__setattr__(self, name, value)
+        if self.prefetch:
+            object.__setattr__(self, "dry_run", True)
         check_rules(self)
 
     def files(self) -> dict[str, str]:

@@ -65,8 +65,13 @@ class TrackingFlags:
 
 @dataclasses.dataclass(frozen=True, init=False)
 class HubFlags:
-    """Where the finished model goes."""
+    """What comes from the hub before a run, and where the finished model goes."""
 
+    prefetch: bool = _hub(
+        False,
+        "Fill the caches for a run without network, check it as --dry_run does, and stop.",
+        saved=False,
+    )
     push_to_hub: bool = _hub(
         False,
         "Push the finished model, its card and its report to the hub; needs HF_TOKEN or a login.",
