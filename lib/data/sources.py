@@ -65,9 +65,9 @@ def read_splits(
         splits = builder.as_dataset()
     except InputError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         # Without a hub `datasets` raises ConnectionError, FileNotFoundError or ValueError,
-        # depending on what is cached and on HF_HUB_OFFLINE.
+        # depending on what is cached and on HF_HUB_OFFLINE; RuntimeError for a script.
         raise InputError(
             f"--dataset_name {source} ({task_name}) is neither cached nor available from the hub: "
             f"{reason_of(error)}; {REMEDY}"

@@ -6,12 +6,14 @@ The libraries check the size of a file, not its checksum.
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, constants, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._verification import compute_file_hash
+from yaml import YAMLError
 
 from lib.errors import InputError
 from lib.hub.client import HUB_ERRORS, HubError, hub_api, reason_of
@@ -19,8 +21,8 @@ from lib.hub.reach import REMEDY
 
 WEIGHTS = "model.safetensors"
 
-# What a classifier and its tokenizer are loaded from, beside the weights.
-MODEL_FILE = re.compile(r"[^/]+\.(json|txt|model|jinja)")
+# What a classifier and its tokenizer are loaded from, beside the weights, and the model card.
+MODEL_FILE = re.compile(r"[^/]+\.(json|txt|model|jinja)|README\.md")
 
 
 def commit_of(flag: str, name: str, revision: str | None) -> str | None:
@@ -81,6 +83,20 @@ def download_model(name: str, revision: str | None) -> None:
     # The weights last: where they are cached, all is.
     wanted = [path for path in files if MODEL_FILE.fullmatch(path)] + sorted(weights)
     _download(api, flag, name, commit, (files[path] for path in wanted))
+
+
+def card_metadata(name: str, revision: str | None) -> dict[str, Any]:
+    """Return the license and the language that the card of a model states, if it is here."""
+    path: Any = Path(name) / "README.md"
+    if not Path(name).exists():
+        path = try_to_load_from_cache(name, "README.md", revision=revision)
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return {}
+    try:
+        card = ModelCard.load(path).data.to_dict()
+    except (ValueError, TypeError, YAMLError):
+        return {}  # not a card
+    return {field: card[field] for field in ("license", "language") if card.get(field)}
 
 
 def download_dataset_files(name: str, addresses: Iterable[str]) -> None:

@@ -42,7 +42,7 @@ SETTINGS = (
     "seed",
 )
 SOURCES = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
-OTHERS = ("task_name", "metric_for_best_model", "trust_remote_code")
+OTHERS = ("task_name", "metric_for_best_model", "trust_remote_code", "dataset_revision")
 
 PROVENANCE = (
     "command",
@@ -81,6 +81,7 @@ class FinishedRun:
         padding: as `batching.padding_shares` returns it.
         texts: the text columns of the worst rows, by row.
         on_hub: whether the model and the data set, by the names of their flags, came from the hub.
+        base_card: license and language of the base model, where its card states them.
     """
 
     folder: Path
@@ -99,6 +100,7 @@ class FinishedRun:
     padding: dict[str, float]
     texts: dict[int, list[str]]
     on_hub: dict[str, bool]
+    base_card: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -208,6 +210,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         padding=data["padding"],
         texts=texts,
         on_hub=data["on_hub"],
+        base_card=data.get("base_card", {}),
     )
 
 

@@ -19,6 +19,7 @@ from lib.checkpoints.atomic import write_json, write_text, writing
 from lib.checkpoints.run_folder import PROVENANCE_FILE, RESULTS_FILE, RunFolder, read_config
 from lib.data.splits import Splits
 from lib.data.tasks import Task
+from lib.hub.download import card_metadata
 from lib.report import predictions
 from lib.report.finished_run import DATA_FILE, PAGE_FILE, read_finished_run
 from lib.report.page.mistakes import shorten, worst_rows
@@ -28,6 +29,7 @@ from lib.training.metrics import display_name, metric_names
 from lib.training.model import revision_of
 
 CARD_FILE = "README.md"
+EVAL_RESULTS_FILE = ".eval_results/results.yaml"
 
 # Characters of the columns of scores on the terminal.
 SPLIT_WIDTH, METRIC_WIDTH = 12, 24
@@ -138,6 +140,7 @@ def write_results(
             name: config[name] != "demo" and not Path(config[name]).exists()
             for name in ("model_name_or_path", "dataset_name")
         },
+        "base_card": card_metadata(config["model_name_or_path"], provenance["model_revision"]),
         "rows_by_length": {int(length): int(counts[length]) for length in np.flatnonzero(counts)},
         "padding": dict(padding),
         "texts": {
@@ -162,12 +165,19 @@ def write_report(*folders: Path) -> None:
         InputError: a folder holds no finished run, is damaged, or cannot be written.
     """
     # Matplotlib and Jinja take seconds to import, which no run should start with.
-    from lib.report.card import model_card
+    from lib.report.card import eval_results, model_card
     from lib.report.page.render import write_page
 
     for run in [read_finished_run(folder) for folder in folders]:
         plots = write_page(run)
         write_text(run.folder / CARD_FILE, model_card(run, plots))
+        path = run.folder / EVAL_RESULTS_FILE
+        if entries := eval_results(run):
+            with writing(path):
+                path.parent.mkdir(exist_ok=True)
+            write_text(path, entries)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def provenance(
