@@ -39,8 +39,6 @@ def start(arguments: list[str]) -> TrainConfig:
         if config.hub_token:
             hide_from_process_list(config.hub_token)
             os.environ["HF_TOKEN"] = config.hub_token
-        if config.push_options() is not None:
-            check_name(config.hub_model_id or Path(config.output_dir).resolve().name)
         settings.check(os.environ, config.gradient_accumulation_steps)
         deepspeed.check_settings()
         go_offline_if_unreachable(
@@ -48,6 +46,8 @@ def start(arguments: list[str]) -> TrainConfig:
             config.model_revision,
             config.dataset_name if config.train_file is None else None,
         )
+        if config.push_options() is not None:  # imports what reads HF_HUB_OFFLINE
+            check_name(config.hub_model_id or Path(config.output_dir).resolve().name)
     settings.use_own_device(os.environ)
     if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
         # The gradient of the embeddings is new memory at every update: huge pages turn thousands
@@ -110,11 +110,12 @@ def hide_from_process_list(token: str) -> None:
     Raises:
         InputError: a launcher shows it too, whose memory is its own.
     """
-    processes = Path("/proc")
+    processes, secret = Path("/proc"), token.encode()
     if not (processes / "self" / "cmdline").exists():
         return
-    secret = token.encode()
-    if secret in (processes / str(os.getppid()) / "cmdline").read_bytes():
+    launcher = processes / str(os.getppid()) / "cmdline"
+    # A container's first process has no parent, and that of another user may be hidden.
+    if os.access(launcher, os.R_OK) and secret in launcher.read_bytes():
         raise InputError(
             "--hub_token stands in the process list, as the command of the launcher: set HF_TOKEN "
             "in the environment instead"

@@ -1,6 +1,5 @@
 """Push a finished run to the hub: an allow-list of its files, in one commit."""
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,8 +59,8 @@ def check_name(name: str) -> None:
 
     if constants.is_offline_mode():
         raise InputError(
-            "--push_to_hub needs the hub, and HF_HUB_OFFLINE is set: leave it out, and run "
-            "python -m lib.publish OUTPUT_DIR where the hub is in reach"
+            "pushing needs the hub, which does not answer or HF_HUB_OFFLINE rules out: train "
+            "without --push_to_hub, and run python -m lib.publish OUTPUT_DIR where it is in reach"
         )
     if get_token() is None:
         raise InputError("pushing to the hub needs a token: set HF_TOKEN, or run hf auth login")
@@ -133,5 +132,9 @@ def pushed_when_finished(folder: Path, options: Mapping[str, Any] | None) -> Ite
         PublishError: the hub did not take it.
     """
     yield
-    if options is not None and os.environ.get("RANK", "0") == "0":
+    if options is None:
+        return
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
         print(f"pushed: {push(folder, **options)}", flush=True)

@@ -216,7 +216,7 @@ def test_what_cannot_be_pushed_is_known_before_the_training(online, monkeypatch,
 
     assert "--hub_model_id a/b/c is no name" in error("--hub_model_id=a/b/c")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set: leave it out" in error()
+    assert "HF_HUB_OFFLINE rules out: train without --push_to_hub" in error()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
