@@ -333,7 +333,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / CONFIG_FILE
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}; choose another folder") from error
