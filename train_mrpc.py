@@ -49,6 +49,7 @@ from lib.distributed import collectives
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
+from lib.hub import prefetch, upload
 from lib.model import layers, loading
 from lib.report import predictions, results
 from lib.report.description import announce, describe
@@ -65,7 +66,8 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     """Train as configured, and return the results; `Preempted` if a signal stops the run."""
     overwrite, resume_from = config.overwrite_output_dir, config.resume_from_checkpoint
     folder = RunFolder(config.output_dir, overwrite=overwrite, resume_from=resume_from)
-    with folder, process_group(config.peer_timeout):
+    push = upload.pushed_when_finished(folder.path, config.push_options())
+    with push, folder, process_group(config.peer_timeout):
         return train(config, folder, signals)
 
 
@@ -79,7 +81,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         project_dir=config.output_dir,
     )
     collectives.check_world(accelerator.num_processes)
-    config, accumulation = resolve(config, accelerator.num_processes)
+    commits = collectives.from_main_process(accelerator, partial(folder.commits, config.to_dict()))
+    config, accumulation = resolve(config, accelerator.num_processes, commits)
     accelerator.gradient_accumulation_steps = accumulation
     stop = StopSignal(signals, accelerator)
     stop.check()
@@ -105,7 +108,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
     if config.dry_run:
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
-        return {}
+        return prefetch.print_batch_lines(commits) if config.prefetch else {}
 
     announce(config.to_dict(), origin, splits, tokenized, tokenizer, timetable, accelerator)
 

@@ -19,6 +19,10 @@ class LostProcessError(RuntimeError):
     """Another process of the run is gone; the script names it and exits with status 1."""
 
 
+class PublishError(RuntimeError):
+    """The hub did not take a finished run, which is complete on disk; exits with status 1."""
+
+
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, run me again.
 TRY_AGAIN = 75
 

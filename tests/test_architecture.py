@@ -11,7 +11,7 @@ from conftest import ROOT
 # A wing imports from wings further down, never from its own line or above.
 LAYERS = [
     {"predict", "export"},
-    {"report", "compare", "doctor"},
+    {"report", "compare", "doctor", "publish"},
     {"tracking", "calibration"},
     {"training", "checkpoints"},
     {"cli"},

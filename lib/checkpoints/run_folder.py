@@ -31,6 +31,7 @@ from lib.checkpoints.atomic import (
 )
 from lib.cli.resuming import LONGER_FLAGS, check_same_run
 from lib.errors import InputError, LostProcessError, Preempted
+from lib.hub.download import commit_of
 
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
@@ -107,6 +108,28 @@ class RunFolder:
             with contextlib.suppress(InputError):  # the disk may be what failed; it is on stderr
                 self.write_status("failed", update, reason=reason)
         self.lock.release()
+
+    def commits(self, config: Mapping[str, Any]) -> dict[str, str | None]:
+        """Return the commits of the model and the data set, as flags that name a revision.
+
+        A run that resumes keeps to its own, wherever a branch is by now.
+
+        Raises:
+            InputError: as `commit_of`, or as `read_config`.
+        """
+        before = {} if self.overwrite else read_config(self.path) or {}
+        commits = {}
+        for source, name in (
+            ("model_name_or_path", "model_revision"),
+            ("dataset_name", "dataset_revision"),
+        ):
+            if source == "dataset_name" and config["train_file"] is not None:
+                commits[name] = config[name]
+            elif config[name] is None and before.get(source) == config[source]:
+                commits[name] = before[name]
+            else:
+                commits[name] = commit_of(f"--{source}", config[source], config[name])
+        return commits
 
     def check_available(self, config: Mapping[str, Any]) -> None:
         """Check that this run may use the folder; writes nothing.
@@ -331,7 +354,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / CONFIG_FILE
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}; choose another folder") from error

@@ -40,6 +40,8 @@ class TrainConfig(
         for name, declared in FLAGS.items():
             value = checked(name, given.get(name, declared.default), declared)
             object.__setattr__(self, name, value)
+        if self.prefetch:
+            object.__setattr__(self, "dry_run", True)
         check_rules(self)
 
     def files(self) -> dict[str, list[str]]:
@@ -67,6 +69,12 @@ class TrainConfig(
     def values(self, *names: str) -> dict[str, Any]:
         """The values of these flags by name, as keyword arguments of the same names."""
         return {name: getattr(self, name) for name in names}
+
+    def push_options(self) -> dict[str, Any] | None:
+        """How to push the finished run to the hub; None if it is not to be pushed."""
+        if not self.push_to_hub or self.dry_run:
+            return None
+        return self.values("hub_model_id", "hub_private", "hub_revision", "hub_create_pr")
 
     def to_dict(self) -> dict[str, Any]:
         """The flags that config.yaml keeps, as YAML takes them; no secrets."""

@@ -5,9 +5,9 @@ import importlib.util
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lib.backends.settings import MIXED_PRECISION
 from lib.data.files.paths import expand
@@ -147,10 +147,15 @@ def _check_adapters(config: "TrainConfig") -> None:
         )
 
 
-def resolve(config: "TrainConfig", num_processes: int) -> tuple["TrainConfig", int]:
+def resolve(
+    config: "TrainConfig", num_processes: int, commits: Mapping[str, Any]
+) -> tuple["TrainConfig", int]:
     """Return the configuration without open choices, and the accumulation of each process.
 
     The choices are the same for any number of processes.
+
+    Args:
+        commits: those of the model and the data set, as `RunFolder.commits` returns them.
 
     Raises:
         InputError: as `resolve_batch_sizes`, or the environment lacks the precision.
@@ -170,6 +175,7 @@ def resolve(config: "TrainConfig", num_processes: int) -> tuple["TrainConfig", i
     by_device = config.per_device_train_batch_size is not None
     resolved = dataclasses.replace(
         config,
+        **{name: commit for name, commit in commits.items() if commit is not None},
         task_name=config.task_name or ("mrpc" if config.train_file is None else None),
         train_batch_size=batch_size,
         gradient_accumulation_steps=None if by_device else config.gradient_accumulation_steps,

@@ -1,6 +1,7 @@
 """What has to happen before the slow imports, and how a run ends."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import sys
@@ -12,8 +13,16 @@ from lib.cli.config import TrainConfig
 from lib.cli.parsing import parse_arguments
 from lib.data.files.paths import shown
 from lib.distributed.signals import ignore_stop_signals
-from lib.errors import TRY_AGAIN, InputError, LostProcessError, NonFiniteError, Preempted
+from lib.errors import (
+    TRY_AGAIN,
+    InputError,
+    LostProcessError,
+    NonFiniteError,
+    Preempted,
+    PublishError,
+)
 from lib.hub.reach import go_offline_if_unreachable
+from lib.hub.upload import check_name
 
 
 def start(arguments: list[str]) -> TrainConfig:
@@ -28,6 +37,9 @@ def start(arguments: list[str]) -> TrainConfig:
     with exit_status():
         config = parse_arguments(arguments[1:])
         hide_token(arguments)
+        if config.hub_token:
+            hide_from_process_list(config.hub_token)
+            os.environ["HF_TOKEN"] = config.hub_token
         settings.check(os.environ, config.gradient_accumulation_steps)
         settings.use_precision(os.environ, config.mixed_precision())
         deepspeed.check_settings()
@@ -36,6 +48,8 @@ def start(arguments: list[str]) -> TrainConfig:
             config.model_revision,
             config.dataset_name if config.train_file is None else None,
         )
+        if config.push_options() is not None:  # imports what reads HF_HUB_OFFLINE
+            check_name(config.hub_model_id or Path(config.output_dir).resolve().name)
     settings.use_own_device(os.environ)
     if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
         # The gradient of the embeddings is new memory at every update: huge pages turn thousands
@@ -70,7 +84,7 @@ def exit_status() -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, NonFiniteError, LostProcessError, Preempted) as error:
+    except (InputError, NonFiniteError, LostProcessError, PublishError, Preempted) as error:
         distributed = sys.modules.get("torch.distributed")
         grouped = distributed is not None and distributed.is_initialized()
         stopped = isinstance(error, Preempted)
@@ -90,3 +104,27 @@ def hide_token(arguments: list[str]) -> None:
             arguments[position] = "--hub_token=***"
         elif name == "__hub_token" and position + 1 < len(arguments):
             arguments[position + 1] = "***"
+
+
+def hide_from_process_list(token: str) -> None:
+    """Overwrite a token where Linux shows the command line of this process to all users.
+
+    Raises:
+        InputError: a launcher shows it too, whose memory is its own.
+    """
+    processes, secret = Path("/proc"), token.encode()
+    if not (processes / "self" / "cmdline").exists():
+        return
+    launcher = processes / str(os.getppid()) / "cmdline"
+    # A container's first process has no parent, and that of another user may be hidden.
+    if os.access(launcher, os.R_OK) and secret in launcher.read_bytes():
+        raise InputError(
+            "--hub_token stands in the process list, as the command of the launcher: set HF_TOKEN "
+            "in the environment instead"
+        )
+    shown = (processes / "self" / "cmdline").read_bytes()
+    # Field 48, arg_start, of proc_pid_stat(5); the first after the name in parentheses is field 3.
+    start = int((processes / "self" / "stat").read_text().rpartition(")")[2].split()[48 - 3])
+    while start and (position := shown.find(secret)) >= 0:
+        ctypes.memset(start + position, ord("*"), len(secret))
+        shown = (processes / "self" / "cmdline").read_bytes()

@@ -16,6 +16,7 @@ ALIASES = {
     "dataset_config_name": "task_name",
     "eval_steps": "eval_every",
     "group_by_length": "length_grouping",
+    "hub_private_repo": "hub_private",
     "label_smoothing_factor": "label_smoothing",
     "lr": "learning_rate",
     "max_seq_length": "max_length",
@@ -88,7 +89,6 @@ OFF = {
     "fp16_full_eval",
     "full_determinism",
     "hub_always_push",
-    "hub_private_repo",
     "include_inputs_for_metrics",
     "include_num_input_tokens_seen",
     "include_tokens_per_second",
@@ -299,8 +299,6 @@ REMARKS = {
     "project_dir": "all is written to --output_dir",
     # The hub
     **dict.fromkeys(("hub_strategy", "hub_always_push"), PUSH),
-    "hub_private_repo": "make the repository first: hf repos create --private NAME",
-    "hub_revision": "the main branch gets the model",
     "push_to_hub_organization": "give --hub_model_id ORGANIZATION/NAME",
     "push_to_hub_token": TOKEN,
 }

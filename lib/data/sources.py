@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
 import pyarrow
 from datasets import Dataset
+from datasets.packaged_modules.cache.cache import Cache
 
 from lib.data.files.cache import arrow_file, cached_rows, content_hash, write_arrow
 from lib.data.files.formats import READER_VERSION, first_line, read_tables
@@ -15,6 +17,8 @@ from lib.data.files.paths import format_of, split_files
 from lib.data.files.place import Place
 from lib.data.tasks import TASKS
 from lib.errors import InputError
+from lib.hub.client import reason_of
+from lib.hub.download import download_dataset_files
 from lib.hub.reach import REMEDY, cached_dataset
 
 # The splits that a run reads of a folder, which may hold others.
@@ -59,20 +63,50 @@ def read_splits(
     if source.startswith((".", "/", "~")):
         raise InputError(f"--dataset_name {source}: no such folder")
     try:
-        splits = datasets.load_dataset(source, task_name, revision=revision, keep_in_memory=False)
-    except (OSError, ValueError) as error:
+        builder = _builder(source, task_name, revision)
+        data_files = (builder.config.data_files or {}).values()
+        download_dataset_files(source, itertools.chain.from_iterable(data_files))
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         # Offline, `datasets` reads only what it prepared itself, not what `hf download` fetched.
         if datasets.config.HF_HUB_OFFLINE and (
             snapshot := cached_dataset(source, task_name, revision)
         ):
             return _read_folder(snapshot, source, task_name)
         # Without a hub `datasets` raises ConnectionError, FileNotFoundError or ValueError,
-        # depending on what is cached and on HF_HUB_OFFLINE.
+        # depending on what is cached and on HF_HUB_OFFLINE; RuntimeError for a script.
         raise InputError(
             f"--dataset_name {source} ({task_name}) is neither cached nor available from the hub: "
-            f"{first_line(error)}; {REMEDY}"
+            f"{reason_of(error)}; {REMEDY}"
         ) from error
     return _splits_of(splits, source)
+
+
+def _builder(name: str, task_name: str | None, revision: str | None) -> datasets.DatasetBuilder:
+    """The builder of a data set of the hub; without the hub, of the very commit that was asked for.
+
+    By itself `datasets` takes the newest that is cached, whatever the revision.
+    """
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    prepared = list(cached.glob(f"{task_name or 'default'}/*/{revision}")) if revision else []
+    if datasets.config.HF_HUB_OFFLINE and prepared:
+        return Cache(
+            repo_id=name,
+            dataset_name=name.rpartition("/")[2],
+            config_name=task_name or "default",
+            version=prepared[0].parent.name,
+            hash=revision,
+        )
+    builder = datasets.load_dataset_builder(name, task_name, revision=revision)
+    if datasets.config.HF_HUB_OFFLINE and revision and builder.hash != revision:
+        raise InputError(
+            f"--dataset_name {name}: the commit {revision} is not cached, but {builder.hash} is: "
+            "give that as --dataset_revision, or --prefetch the other"
+        )
+    return builder
 
 
 def _read_folder(folder: Path, name: str, task_name: str | None) -> dict[str, RawSplit]:

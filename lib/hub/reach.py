@@ -15,7 +15,7 @@ from lib.errors import InputError
 TIMEOUT = 3.0
 
 REMEDY = (
-    "run the same command with --dry_run on a machine with network, which fills the cache "
+    "run the same command with --prefetch on a machine with network, which fills the cache "
     "(HF_HOME), or give a local folder, or --demo"
 )
 

@@ -16,6 +16,8 @@ from transformers import (
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from lib.errors import InputError
+from lib.hub.client import reason_of
+from lib.hub.download import download_model
 from lib.hub.reach import REMEDY
 from lib.model.adapters import add_adapters
 from lib.model.checks import agree_on_padding, check_fit, check_weights
@@ -30,11 +32,12 @@ FLASH_ATTENTION = {
 def load_tokenizer(
     name: str, revision: str | None, trust_remote_code: bool, *, use_fast: bool
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model on the hub or in a folder.
+    """Load the tokenizer of a model on the hub or in a folder, and download that model whole.
 
     Raises:
         InputError: there is none, or it has no padding token.
     """
+    download_model(name, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name,
@@ -160,7 +163,7 @@ def _has_classifier(config: Any) -> bool:
 
 
 def _unloadable(name: str, what: str, error: BaseException) -> str:
-    reason = " ".join(str(error).split("\n")[0].split())
+    reason = reason_of(error)
     if Path(name).is_dir():
         return f"--model_name_or_path {name}: the folder has no usable {what}: {reason}"
     return (

@@ -3,7 +3,13 @@
 import re
 from collections.abc import Mapping
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
 
 from lib.report.finished_run import FinishedRun, Score
 
@@ -53,9 +59,20 @@ which was made on the {run.split} rows, nor another seed.
 |---|---|
 {settings}
 
-Trained on {run.provenance["device"]}. `config.yaml` holds the whole configuration, `manifest.json`
-the library versions, the commit and the fingerprint of the data.
+Trained on {run.provenance["device"]}.{_commits(run)} `config.yaml` holds the
+whole configuration, `manifest.json` the library versions, the commit and the fingerprint of the
+data.
 """
+
+
+def _commits(run: FinishedRun) -> str:
+    """A sentence on the commits of what came from the hub."""
+    commits = {
+        run.base_model: run.provenance["model_revision"],
+        run.data: run.config["dataset_revision"],
+    }
+    named = [f"`{name}` at commit `{commit}`" for name, commit in commits.items() if commit]
+    return f" From the hub: {', '.join(named)}." if named else ""
 
 
 def _snippet(run: FinishedRun) -> str:
@@ -92,14 +109,46 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|~#$])", r"\\\1", text)
 
 
+def eval_results(run: FinishedRun) -> str:
+    """The scores in the format of `.eval_results/*.yaml`; empty if the data are not on the hub."""
+    if not _data_on_hub(run):
+        return ""
+    entries = [
+        EvalResultEntry(
+            dataset_id=run.data,
+            dataset_revision=run.config["dataset_revision"],
+            task_id=run.config["task_name"] or "default",
+            value=score.value,
+            notes=f"{run.metric_name(score.metric)}, {score.split} split",
+        )
+        for score in _reported(run)
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+
+
+def _data_on_hub(run: FinishedRun) -> bool:
+    return run.is_one_source and run.on_hub["dataset_name"]
+
+
+def _reported(run: FinishedRun) -> list[Score]:
+    """The scores that others compare; the loss is none of them."""
+    return [score for score in run.scores if score.metric != "loss"]
+
+
 def _metadata(run: FinishedRun) -> ModelCardData:
+    metrics = dict.fromkeys(score.metric for score in _reported(run))
+    metrics.pop("combined_score", None)  # a mean of the others, which the hub does not know
     return ModelCardData(
         model_name=run.name,
         base_model=run.base_model if run.on_hub["model_name_or_path"] else None,
+        datasets=[run.data] if _data_on_hub(run) else None,
+        language=run.base_card.get("language", "en" if run.data == GLUE else None),
+        license=run.base_card.get("license"),
+        metrics=list(metrics),
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["text-classification", "accelerate"],
-        eval_results=[_eval_result(run, score) for score in run.scores],
+        eval_results=[_eval_result(run, score) for score in _reported(run)],
         ignore_metadata_errors=False,
     )
 
@@ -107,12 +156,13 @@ def _metadata(run: FinishedRun) -> ModelCardData:
 def _eval_result(run: FinishedRun, score: Score) -> EvalResult:
     """An entry of the model-index, which names the data that the score was measured on."""
     task_name = run.config["task_name"]
-    on_hub = run.is_one_source and run.on_hub["dataset_name"]
+    on_hub = _data_on_hub(run)
     return EvalResult(
         task_type="text-classification",
         dataset_type=run.data if on_hub else "custom",
         dataset_name=f"GLUE {task_name}" if run.data == GLUE else run.data_of(score.split),
         dataset_config=task_name if on_hub else None,
+        dataset_revision=run.config["dataset_revision"] if on_hub else None,
         dataset_split=score.split,
         metric_type=score.metric,
         metric_name=run.metric_name(score.metric),

@@ -50,7 +50,7 @@ SETTINGS = (
     "seed",
 )
 SOURCES = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
-OTHERS = ("task_name", "metric_for_best_model", "trust_remote_code")
+OTHERS = ("task_name", "metric_for_best_model", "trust_remote_code", "dataset_revision")
 
 PROVENANCE = (
     "command",
@@ -90,6 +90,7 @@ class FinishedRun:
         texts: the text columns of the worst rows, by row.
         calibration: as `calibrate` returns it; empty where it fitted nothing.
         on_hub: whether the model and the data set, by the names of their flags, came from the hub.
+        base_card: license and language of the base model, where its card states them.
     """
 
     folder: Path
@@ -109,6 +110,7 @@ class FinishedRun:
     texts: dict[int, list[str]]
     on_hub: dict[str, bool]
     calibration: dict[str, Any]
+    base_card: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -227,6 +229,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         texts=texts,
         on_hub=data["on_hub"],
         calibration=calibration,
+        base_card=data.get("base_card", {}),
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from lib.checkpoints.run_folder import (
 )
 from lib.data.splits import Splits
 from lib.data.tasks import Task
+from lib.hub.download import card_metadata
 from lib.model.loading import revision_of
 from lib.report import predictions
 from lib.report.finished_run import DATA_FILE, PAGE_FILE, read_finished_run
@@ -36,6 +36,7 @@ from lib.training.metrics import display_name, metric_names
 from lib.training.optimization import class_weights
 
 CARD_FILE = "README.md"
+EVAL_RESULTS_FILE = ".eval_results/results.yaml"
 
 # Characters of the columns of scores on the terminal.
 SPLIT_WIDTH, METRIC_WIDTH = 12, 24
@@ -94,9 +95,6 @@ def finish(
         print(line)
     print(f"best model, of update {results['best_update']}: {folder.path}")
     print(f"report: {folder.path / PAGE_FILE}")
-    if config["push_to_hub"]:
-        name = config["hub_model_id"] or folder.path.resolve().name
-        print(f"to upload it: {shlex.join(['hf', 'upload', name, str(folder.path)])}")
 
 
 def score_lines(results: Mapping[str, Any], task: Task) -> Iterator[str]:
@@ -153,6 +151,7 @@ def write_results(
             name: config[name] != "demo" and not Path(config[name]).exists()
             for name in ("model_name_or_path", "dataset_name")
         },
+        "base_card": card_metadata(config["model_name_or_path"], provenance["model_revision"]),
         "rows_by_length": {int(length): int(counts[length]) for length in np.flatnonzero(counts)},
         "padding": dict(padding),
         "texts": {
@@ -177,12 +176,19 @@ def write_report(*folders: Path) -> None:
         InputError: a folder holds no finished run, is damaged, or cannot be written.
     """
     # Matplotlib and Jinja take seconds to import, which no run should start with.
-    from lib.report.card import model_card
+    from lib.report.card import eval_results, model_card
     from lib.report.page.render import write_page
 
     for run in [read_finished_run(folder) for folder in folders]:
         plots = write_page(run)
         write_text(run.folder / CARD_FILE, model_card(run, plots))
+        path = run.folder / EVAL_RESULTS_FILE
+        if entries := eval_results(run):
+            with writing(path):
+                path.parent.mkdir(exist_ok=True)
+            write_text(path, entries)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def provenance(
@@ -204,6 +210,7 @@ def provenance(
         "num_rows": {split: len(rows) for split, rows in splits.all.items()},
         "model": name,
         "model_revision": revision_of(name, revision),
+        "dataset_revision": config["dataset_revision"],
         "num_parameters": sum(weights.numel() for weights in model.parameters()),
         "num_trained": sum(w.numel() for w in model.parameters() if w.requires_grad),
         "frozen": [name for name, weights in model.named_parameters() if not weights.requires_grad],

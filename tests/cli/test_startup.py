@@ -116,7 +116,8 @@ def test_a_flag_is_declared_once():
     assert {"num_train_epochs", "max_train_steps"} == LONGER_FLAGS
     hidden = set(FLAGS) - set(TrainConfig().to_dict())
     assert hidden == {
-        "config", "hub_token", "dry_run", "overwrite_output_dir", "resume_from_checkpoint",
+        "config", "hub_token", "dry_run", "prefetch", "overwrite_output_dir",
+        "resume_from_checkpoint",
     }  # fmt: skip
     assert "secret" not in repr(TrainConfig(hub_token="secret"))
 

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import pandas
@@ -287,7 +288,12 @@ def source(request, tmp_path, monkeypatch):
         saved.save_to_disk(str(tmp_path / "saved"))
         if request.param == "hub":
             saved = datasets.load_from_disk(str(tmp_path / "saved"))
-            monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: saved)
+            builder = SimpleNamespace(
+                config=SimpleNamespace(data_files=None),
+                download_and_prepare=lambda: None,
+                as_dataset=lambda: saved,
+            )
+            monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
             return "nyu-mll/glue"
         return str(tmp_path / "saved")
     return str(tmp_path)
@@ -487,7 +493,7 @@ def test_a_folder_without_data(tmp_path):
 
 
 def test_no_hub_and_nothing_cached_names_the_remedy():
-    with pytest.raises(InputError, match="nyu-mll/glue .mrpc. is neither cached nor .*--dry_run"):
+    with pytest.raises(InputError, match="nyu-mll/glue .mrpc. is neither cached nor .*--prefetch"):
         load_splits("nyu-mll/glue", task_name="mrpc")
 
 

@@ -38,7 +38,7 @@ def test_uses_the_cache_without_a_hub(environment, bert, tmp_path, capsys):
 
 def test_names_the_remedy_without_hub_and_cache(environment, bert):
     environment.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(InputError, match="some/data is neither.*the same command with --dry_run"):
+    with pytest.raises(InputError, match="some/data is neither.*the same command with --prefetch"):
         go_offline_if_unreachable(str(bert), None, "some/data")
 
 

@@ -1,18 +1,16 @@
 """The model card describes the run, and its snippet runs."""
 
-import contextlib
-import io
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import pairs, write_csv
 from finished_run import write_finished_run
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from lib.cli.parsing import parse_arguments
 from lib.data.tasks import TASKS, task_of_files
@@ -28,13 +26,10 @@ PAIRS = task_of_files(("one", "other"), ("a", "b"))
 
 @pytest.fixture(scope="module")
 def finished(flags, files, tmp_path_factory):
-    """The output folder of a real run, its results, and what it printed; two blanks in its path."""
+    """The output folder of a real run, with two blanks in its path, and its results."""
     folder = tmp_path_factory.mktemp("my models") / "a model"
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        arguments = [*flags, f"--test_file={files['test']}", f"--output_dir={folder}"]
-        results = main(parse_arguments([*arguments, "--push_to_hub"]))
-    return folder, results, printed.getvalue()
+    arguments = [*flags, f"--test_file={files['test']}", f"--output_dir={folder}"]
+    return folder, main(parse_arguments(arguments))
 
 
 def snippet(folder):
@@ -55,7 +50,7 @@ def use(folder, code):
 
 
 def test_the_snippet_runs_and_takes_texts_longer_than_the_model(finished):
-    folder, *_ = finished
+    folder, _ = finished
     longer = "classify({'text': 'so ' * 2000, 'text_pair': 'on Monday ' * 2000})"
     done = use(folder, f"{snippet(folder)}\nprint({longer})")
     assert done.returncode == 0, done.stderr
@@ -77,13 +72,13 @@ def test_the_snippet_of_single_sentences_gives_one_text(flags, tmp_path):
 
 
 def test_scores_name_the_file_they_were_measured_on(finished):
-    folder, results, _ = finished
+    folder, results = finished
     card = ModelCard.load(folder / "README.md")
     found = {
         (result.dataset_split, result.dataset_name, result.metric_type): result.metric_value
         for result in card.data.eval_results
     }
-    for metric in ("accuracy", "f1", "combined_score", *metrics.OF_CLASSIFIERS, "loss"):
+    for metric in ("accuracy", "f1", "combined_score", *metrics.OF_CLASSIFIERS):
         assert found.pop(("validation", "validation.csv", metric)) == results[f"eval_{metric}"]
         assert found.pop(("test", "test.csv", metric)) == results[f"test_{metric}"]
     assert found == {}
@@ -94,7 +89,7 @@ def test_scores_name_the_file_they_were_measured_on(finished):
 
 
 def test_the_card_names_no_directory_of_the_machine(finished, files, bert):
-    folder, *_ = finished
+    folder, _ = finished
     card = (folder / "README.md").read_text()
     for path in (folder.parent, files["train"].parent, bert.parent, Path.home()):
         assert f"{path}" not in card
@@ -139,7 +134,7 @@ def test_only_the_settings_that_applied_are_listed(tmp_path):
 
 
 def test_the_card_shows_the_plots(finished):
-    folder, *_ = finished
+    folder, _ = finished
     shown = re.findall(r"!\[.+\]\((.+)\)", (folder / "README.md").read_text())
     assert "report/learning_curve.png" in shown
     assert {folder / path for path in shown} == set((folder / "report").glob("*.png"))
@@ -147,7 +142,43 @@ def test_the_card_shows_the_plots(finished):
         assert (folder / path).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_the_upload_command_quotes_blanks_in_the_path(finished):
-    folder, _, printed = finished
-    command = re.search(r"to upload it: (.+)", printed)[1]
-    assert shlex.split(command) == ["hf", "upload", "a model", str(folder)]
+def test_the_card_states_where_model_and_data_come_from(tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(
+        "---\nlicense: apache-2.0\nlanguage: [en, de]\n---\n# A model\n"
+    )
+    task, commit = TASKS["mrpc"], "0123456789" * 4
+    lines = [
+        {"index": row, "prediction": name, "label": name}
+        | {"probabilities": {other: float(name == other) for other in task.labels}}
+        for row, name in enumerate(task.labels)
+    ]
+    hub = {"dataset_name": "nyu-mll/glue", "task_name": "mrpc", "dataset_revision": commit}
+    out = write_finished_run(
+        tmp_path / "out", task, lines, test_rows=2, model_name_or_path=str(base), **hub
+    )
+    card = ModelCard.load(out / "README.md")
+    found = card.data.to_dict()
+    assert (found["license"], found["language"]) == ("apache-2.0", ["en", "de"])
+    assert found["datasets"] == ["nyu-mll/glue"]
+    assert found["metrics"] == ["accuracy", "f1"]
+    assert found["pipeline_tag"] == "text-classification"
+    assert {result.metric_type for result in card.data.eval_results} == {
+        "accuracy", "f1", "combined_score",
+    }  # fmt: skip
+    assert {result.dataset_revision for result in card.data.eval_results} == {commit}
+    assert f"`nyu-mll/glue` at commit `{commit}`" in card.text
+    (file,) = (out / ".eval_results").glob("*.yaml")
+    entries = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert {(entry.dataset_id, entry.task_id, entry.dataset_revision) for entry in entries} == {
+        ("nyu-mll/glue", "mrpc", commit)
+    }
+    values = {entry.notes: entry.value for entry in entries}
+    assert values["accuracy, validation split"] == 0.75
+    assert values["f1 of 'equivalent', test split"] == 0.5
+    # The same folder, with data of one's own and a model whose license nobody knows.
+    write_finished_run(out, task, lines, model_name_or_path="org/model", dataset_name=str(base))
+    found = ModelCard.load(out / "README.md").data.to_dict()
+    assert found.keys().isdisjoint({"license", "language", "datasets"})
+    assert not file.exists()

@@ -85,16 +85,30 @@ class TrackingFlags:
 
 @dataclasses.dataclass(frozen=True, init=False)
 class HubFlags:
-    """Where the finished model goes."""
+    """What comes from the hub before a run, and where the finished model goes."""
 
+    prefetch: bool = _hub(
+        False,
+        "Fill the caches for a run without network, check it as --dry_run does, and stop.",
+        saved=False,
+    )
     push_to_hub: bool = _hub(
-        False, "Print the command that uploads the finished folder.", resume="free"
+        False,
+        "Push the finished model, its card and its report to the hub; needs HF_TOKEN or a login.",
+        resume="free",
     )
     hub_model_id: str | None = _hub(
         None,
         "Repository on the hub. Default: the name of --output_dir.",
         metavar="USER/NAME",
         resume="free",
+    )
+    hub_private: bool = _hub(False, "Make a repository that is new private.", resume="free")
+    hub_revision: str | None = _hub(
+        None, "Branch to push to. Default: the main one.", metavar="BRANCH", resume="free"
+    )
+    hub_create_pr: bool = _hub(
+        False, "Open a pull request instead of committing to the branch.", resume="free"
     )
     hub_token: str | None = _hub(
         None,
