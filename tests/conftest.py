@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 # Before any import of the libraries that read them: no test goes to the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -386,3 +387,15 @@ def read_weights(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture
+def accelerate_options(monkeypatch):
+    """Let the next run read Accelerate's environment variables, as a new process would."""
+
+    def reset():
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    reset()
+    yield monkeypatch
+    reset()

@@ -14,12 +14,8 @@ from lib.calibration.temperature import fit_temperature
 from lib.calibration.threshold import decide, fit_threshold
 from lib.errors import InputError
 from lib.report.results import write_report
-from lib.training.metrics import (
-    calibration_bins,
-    expected_calibration_error,
-    mean_loss,
-    probabilities_of,
-)
+from lib.training.curves import calibration_bins, expected_calibration_error
+from lib.training.metrics import mean_loss, probabilities_of
 
 MRPC = ("accuracy", "f1")
 

@@ -27,7 +27,7 @@ def test_names_the_remedy_without_hub_and_cache(tmp_path):
     assert done.returncode == 2
     line = error_line(done.stderr)
     assert "google-bert/bert-base-uncased is neither a folder nor cached" in line
-    assert "run the same command with --dry_run on a machine with network" in line
+    assert "run the same command with --prefetch on a machine with network" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -198,9 +198,9 @@ def test_the_page_shows_command_lines_that_parse(tmp_path, monkeypatch):
         parse_arguments(command[command.index("train_mrpc.py") + 1 :])
 
 
-def test_accelerate_is_asked_for_the_precision_of_the_flag(flags, tmp_path, monkeypatch):
+def test_accelerate_is_asked_for_the_precision_of_the_flag(flags, tmp_path, accelerate_options):
     """The launcher sets "no" where it was told nothing."""
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    accelerate_options.setenv("ACCELERATE_MIXED_PRECISION", "no")
     config = start(["train_mrpc.py", *flags, f"--output_dir={tmp_path}", "--bf16"])
     main(config)
     assert json.loads((tmp_path / "manifest.json").read_text())["precision"] == "bf16"

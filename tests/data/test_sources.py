@@ -398,7 +398,7 @@ def test_a_data_set_in_the_cache_of_the_hub_is_read_offline(
     with pytest.raises(InputError, match="nyu-mll/glue is cached incompletely"):
         load_splits("nyu-mll/glue", task_name="mnli")
     (snapshot / "mrpc" / "train-00000-of-00001.parquet").unlink()
-    with pytest.raises(InputError, match="nyu-mll/glue is cached incompletely.*--dry_run"):
+    with pytest.raises(InputError, match="nyu-mll/glue is cached incompletely.*--prefetch"):
         load_splits("nyu-mll/glue", task_name="mrpc")
 
 

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import NUM_TRAIN, pairs, read_metrics, read_weights, write_csv
 from huggingface_hub import ModelCard
 from runs import assert_same_course, difference, run
@@ -319,18 +318,6 @@ def test_rejects_bad_input_before_writing_anything(flags, tmp_path, more, messag
     with pytest.raises(InputError, match=message):
         run(flags, tmp_path / "out", *more)
     assert not (tmp_path / "out" / "model.safetensors").exists()
-
-
-@pytest.fixture
-def accelerate_options(monkeypatch):
-    """Let the next run read Accelerate's environment variables, as a new process would."""
-
-    def reset():
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-    reset()
-    yield monkeypatch
-    reset()
 
 
 def test_precision_is_accelerates(flags, once, tmp_path, accelerate_options):
