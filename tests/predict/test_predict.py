@@ -206,11 +206,11 @@ from lib.predict.outputs import with_predictions, write_tables
 from lib.predict.windows import Windows
 
 folder, columns = Path(sys.argv[1]), pyarrow.schema([("a", pyarrow.string())])
-for size in (10_000, 100_000):
+for size in (70_000, 560_000):
     source = folder / f"{size}.parquet"
     with pyarrow.parquet.ParquetWriter(source, columns) as new:
         for start in range(0, size, 10_000):
-            texts = [f"{row:0500}" for row in range(start, start + 10_000)]
+            texts = [f"{row:0200}" for row in range(start, start + 10_000)]
             new.write_table(pyarrow.table({"a": texts}))
     rows = read_rows([source], text_columns=("a",), label_column="label", label_names=("n", "y"),
                      by_number=False, new_columns=set())
@@ -221,6 +221,7 @@ for size in (10_000, 100_000):
     write_tables(folder / f"{size}.jsonl", (
         with_predictions(rows.window(start, len(logits)), logits.argmax(1), logits, ("n", "y"))
         for start, logits in windows))
+    pyarrow.default_memory_pool().release_unused()
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     print(int(status["RssAnon"].split()[0]) / 1024)
 """
@@ -228,7 +229,7 @@ for size in (10_000, 100_000):
 
 @pytest.mark.processes
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    """100,000 rows are 50 MB of text, which stay on the disk."""
+    """560,000 rows are 112 MB of text, which stay on the disk; files are read in 65,536 rows."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)],
         cwd=ROOT,
@@ -238,7 +239,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         check=True,
     )
     few, many = map(float, done.stdout.splitlines()[-2:])
-    assert many < few + 25, done.stdout
+    assert many < few + 40, done.stdout
 
 
 @pytest.mark.parametrize(
