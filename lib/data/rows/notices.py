@@ -100,5 +100,6 @@ def _class_notices(labels: Sequence[str], numbers: Any) -> Iterator[str]:
         yield (
             f"unbalanced classes: {counts[most]:,} training rows of {labels[most]!r} and "
             f"{counts[least]:,} of {labels[least]!r}, {counts[most] / counts[least]:.0f}:1; "
-            f"accuracy says little of {labels[least]!r}"
+            f"accuracy says little of {labels[least]!r}; see --class_weights balanced and "
+            "--metric_for_best_model macro_f1"
         )
