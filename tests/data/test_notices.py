@@ -54,7 +54,7 @@ def test_unbalanced_classes_are_counted(notices):
     many = [(f"a{n}", "common") for n in range(94)] + [("b", "rare"), ("c", "rare")]
     assert notices(many, [("x", "rare")]) == [
         "unbalanced classes: 94 training rows of 'common' and 2 of 'rare', 47:1; accuracy says "
-        "little of 'rare'"
+        "little of 'rare'; see --class_weights balanced and --metric_for_best_model macro_f1"
     ]
 
 
