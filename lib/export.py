@@ -168,9 +168,9 @@ def _read_rows(config: Mapping[str, Any], split: str, file: Path | None) -> RawS
         splits = read_splits(name, config["task_name"], revision=config["dataset_revision"])
         if split in splits:
             return splits[split]
+    where = ", ".join(given or [name])
     raise InputError(
-        f"the validation rows of the run are not there ({given or name}): compare on other rows "
-        "with --file"
+        f"the validation rows of the run are not there ({where}): compare on other rows with --file"
     )
 
 

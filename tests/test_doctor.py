@@ -80,7 +80,7 @@ def test_a_full_disk(report, monkeypatch):
 def test_offline_without_a_cache(report):
     word, text = report("--model_name_or_path=nobody/nothing", HF_HUB_OFFLINE="1")["hub"]
     assert word == "FAIL"
-    assert "run the same command with --dry_run on a machine with network" in text
+    assert "run the same command with --prefetch on a machine with network" in text
 
 
 @pytest.mark.parametrize(

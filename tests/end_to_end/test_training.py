@@ -209,8 +209,9 @@ def test_scores_both_validation_splits_of_mnli(bert, tmp_path):
     results = run(flags, tmp_path / "out", "--max_train_steps=1", "--max_length=32", report=True)
     assert results["eval_num_rows"] == results["eval_mm_num_rows"] == 6
     card = ModelCard.load(tmp_path / "out" / "README.md")
+    names = ("accuracy", "macro_f1", "balanced_accuracy", "roc_auc")
     assert [(r.dataset_split, r.metric_type) for r in card.data.eval_results] == [
-        (f"validation_{part}matched", name) for part in ("", "mis") for name in ("accuracy", "loss")
+        (f"validation_{part}matched", name) for part in ("", "mis") for name in names
     ]
     lines = (tmp_path / "out" / "predictions" / "MNLI-m.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction"
@@ -304,8 +305,8 @@ def test_keeps_files_of_the_user(flags, tmp_path, name):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--model_name_or_path=a/b"], "a/b is neither a folder, nor cached.*--dry_run"),
-        (["--metric_for_best_model=bleu"], "must be one of accuracy, f1, combined_score, loss"),
+        (["--model_name_or_path=a/b"], "a/b is neither a folder, nor cached.*--prefetch"),
+        (["--metric_for_best_model=bleu"], "must be one of accuracy, f1, .*loss"),
         (["--max_length=4096"], "4096 is more than the 96 tokens"),
         (["--reinit_layers=9"], "9 is more than the model's 2 encoder layers"),
         (["--resume_from_checkpoint=nowhere"], "nowhere is not a checkpoint of this script"),

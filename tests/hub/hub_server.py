@@ -119,6 +119,8 @@ class Hub:
         for constants in (huggingface_hub.constants, datasets.config):
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", self.endpoint)
+        # Its methods are the functions that the package exports.
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", self.endpoint)
         template = "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(
             huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.endpoint + template

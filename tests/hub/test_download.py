@@ -33,7 +33,7 @@ def hub(bert, monkeypatch, tmp_path):
 def load(what):
     """Load the model with its tokenizer, or the data; return the weights or the rows."""
     if what == "data":
-        return read_splits("nyu-mll/glue", "mrpc")["train"].to_list()
+        return read_splits("nyu-mll/glue", "mrpc")["train"].rows.to_list()
     tokenizer = load_tokenizer("some/bert", None, False, use_fast=True)
     model = load_model(
         "some/bert",
@@ -45,6 +45,10 @@ def load(what):
         ignore_mismatched_sizes=False,
         reinit_layers=0,
         gradient_checkpointing=False,
+        freeze_layers=None,
+        lora_rank=None,
+        lora_alpha=None,
+        attn_implementation=None,
         seed=1,
     )
     return model.state_dict()["bert.embeddings.word_embeddings.weight"]
@@ -144,7 +148,7 @@ def test_a_run_notes_its_commits_and_keeps_to_them(hub, bert, arguments, tmp_pat
 
 def test_a_revision_is_loaded_whatever_the_main_branch_holds(hub):
     hub.add("datasets/nyu-mll/glue", glue(pairs(30, 41), VALIDATION), branch="v2")
-    assert len(read_splits("nyu-mll/glue", "mrpc", revision="v2")["train"]) == 30
-    assert len(read_splits("nyu-mll/glue", "mrpc")["train"]) == 20
+    assert len(read_splits("nyu-mll/glue", "mrpc", revision="v2")["train"].rows) == 30
+    assert len(read_splits("nyu-mll/glue", "mrpc")["train"].rows) == 20
     with pytest.raises(InputError, match="the hub answered 404: check the name and the revision"):
         commit_of("--model_name_or_path", "some/bert", "v3")

@@ -46,6 +46,10 @@ def load(name):
         ignore_mismatched_sizes=False,
         reinit_layers=0,
         gradient_checkpointing=False,
+        freeze_layers=None,
+        lora_rank=None,
+        lora_alpha=None,
+        attn_implementation=None,
         seed=1,
     )
 

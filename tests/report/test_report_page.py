@@ -374,7 +374,7 @@ def browse(page, folder, width):
             f"--user-data-dir={folder / 'profile'}",
             "--enable-logging=stderr",
             f"--screenshot={picture}",
-            f"--window-size={width},1500",
+            f"--window-size={width},3000",
             page.as_uri(),
         ],
         capture_output=True,
@@ -395,7 +395,7 @@ def test_a_browser_renders_the_page_without_errors(finished, tmp_path, width):
     """The page's policy blocks every request, and the console would report it."""
     image, console = browse(finished[0] / "report" / "index.html", tmp_path, width)
     assert console == []
-    assert image.size == (width, 1500)
+    assert image.size == (width, 3000)
     # Text, lines and plots; an empty page or an error has few colors.
     assert len(image.getcolors(1 << 24)) > 500
 
