@@ -14,7 +14,7 @@ from lib.backends import deepspeed
 from lib.errors import NonFiniteError
 
 # What is counted between two readings.
-COUNTS = ("num_rows", "num_tokens", "num_padded")
+COUNTS = ("total_weight", "num_tokens", "num_padded")
 
 
 class Meter:
@@ -53,7 +53,7 @@ class Meter:
         self.grad_norm = torch.zeros((), device=accelerator.device)
         # The number of the first update that was not finite, or 0.
         self.first_bad = torch.zeros((), device=accelerator.device)
-        self.num_rows: float = 0
+        self.total_weight = 0.0
         self.num_tokens = self.num_padded = 0
         self.speed = Speed(started)
 
@@ -61,14 +61,16 @@ class Meter:
         """Add the loss of one micro-batch, summed over its rows."""
         self.update_loss += loss.detach()
 
-    def guard_update(self, update: int, num_rows: float, grad_norm: Tensor | float | None) -> None:
+    def guard_update(
+        self, update: int, total_weight: float, grad_norm: Tensor | float | None
+    ) -> None:
         """Keep update number `update` (from 1) from being applied if it is not finite.
 
         Args:
-            num_rows: rows of the update, over all processes, or their weight in the loss.
+            total_weight: of the rows of the update, over all processes: by default their number.
             grad_norm: DeepSpeed gives a plain number, and None before its first update.
         """
-        self.num_rows += num_rows
+        self.total_weight += total_weight
         self.loss_sum += self.update_loss
         self.update_loss.zero_()
         if isinstance(grad_norm, Tensor) and hasattr(grad_norm, "full_tensor"):
@@ -112,7 +114,7 @@ class Meter:
             NonFiniteError: as `check`.
         """
         self.check()
-        return self.accelerator.reduce(self.loss_sum, reduction="sum").item() / self.num_rows
+        return self.accelerator.reduce(self.loss_sum, reduction="sum").item() / self.total_weight
 
     def read(self) -> dict[str, float | None]:
         """Return `loss`, `grad_norm` and `padding` since the last reading, and start the next.
@@ -128,7 +130,8 @@ class Meter:
         norm = float(self.grad_norm)
         padding = 1 - self.num_tokens / self.num_padded
         self.loss_sum.zero_()
-        self.num_rows = self.num_tokens = self.num_padded = 0
+        self.total_weight = 0.0
+        self.num_tokens = self.num_padded = 0
         return {
             "loss": mean,
             "grad_norm": norm if math.isfinite(norm) else None,

@@ -128,10 +128,9 @@ class Criterion:
 
     def sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted loss of a micro-batch. Args: as for `loss_sum`."""
-        weights = self.class_weights
-        if weights is not None:
-            weights = weights.to(logits.device)
-        return loss_sum(logits, labels, self.label_smoothing, weights)
+        if self.class_weights is not None:  # copied to the device once
+            self.class_weights = self.class_weights.to(logits.device)
+        return loss_sum(logits, labels, self.label_smoothing, self.class_weights)
 
     def total_weight(self, global_batch: Iterable[NDArray[Any]]) -> float:
         """Return the weight of all rows of an update; their number if all count alike.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 
+import models
 import pytest
 from conftest import pairs
 from hub_server import glue, start_hub
@@ -14,7 +15,6 @@ from lib.data.sources import read_splits
 from lib.errors import InputError
 from lib.hub import client
 from lib.hub.download import commit_of
-from lib.model.loading import load_model, load_tokenizer
 
 TRAIN, VALIDATION = pairs(20, 31), pairs(9, 32)
 
@@ -34,23 +34,7 @@ def load(what):
     """Load the model with its tokenizer, or the data; return the weights or the rows."""
     if what == "data":
         return read_splits("nyu-mll/glue", "mrpc")["train"].rows.to_list()
-    tokenizer = load_tokenizer("some/bert", None, False, use_fast=True)
-    model = load_model(
-        "some/bert",
-        None,
-        False,
-        tokenizer,
-        label_names=("0", "1"),
-        max_length=64,
-        ignore_mismatched_sizes=False,
-        reinit_layers=0,
-        gradient_checkpointing=False,
-        freeze_layers=None,
-        lora_rank=None,
-        lora_alpha=None,
-        attn_implementation=None,
-        seed=1,
-    )
+    model = models.load("some/bert")
     return model.state_dict()["bert.embeddings.word_embeddings.weight"]
 
 

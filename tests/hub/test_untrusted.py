@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 
+import models
 import pytest
 from conftest import pairs
 from hub_server import glue, start_hub
@@ -11,7 +12,6 @@ from runs import run
 
 from lib.data.sources import read_splits
 from lib.errors import InputError
-from lib.model.loading import load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -32,26 +32,6 @@ def hub(bert, monkeypatch, tmp_path):
 
 def payload(trace):
     return f"import os; os.mkdir({str(trace)!r})\n".encode()
-
-
-def load(name):
-    tokenizer = load_tokenizer(name, None, False, use_fast=True)
-    return load_model(
-        name,
-        None,
-        False,
-        tokenizer,
-        label_names=("0", "1"),
-        max_length=64,
-        ignore_mismatched_sizes=False,
-        reinit_layers=0,
-        gradient_checkpointing=False,
-        freeze_layers=None,
-        lora_rank=None,
-        lora_alpha=None,
-        attn_implementation=None,
-        seed=1,
-    )
 
 
 class Payload:
@@ -88,10 +68,10 @@ def test_code_of_a_model_is_not_executed(hub, bert, trace):
         files |= {"config.json": json.dumps(config).encode(), "modeling_evil.py": payload(trace)}
         hub.add(f"models/{name}", files)
         if model_type == "bert":  # the library's own class
-            assert type(load(name)).__module__.startswith("transformers.models.bert")
+            assert type(models.load(name)).__module__.startswith("transformers.models.bert")
         else:
             with pytest.raises(InputError, match=f"--model_name_or_path {name}"):
-                load(name)
+                models.load(name)
     assert not trace.exists()
     assert not [path for _, path, _ in hub.requests if path.endswith(".py")]
 
@@ -104,7 +84,7 @@ def test_code_of_a_tokenizer_is_not_executed(hub, bert, trace):
         "tokenization_evil.py": payload(trace),
     }
     hub.add("models/some/bert", files)
-    load("some/bert")
+    models.load("some/bert")
     assert not trace.exists()
 
 
@@ -114,7 +94,7 @@ def test_a_pickle_in_place_of_safetensors_is_not_read(hub, bert, trace, name):
     del files["model.safetensors"]
     hub.add("models/some/pickle", {**files, name: pickle.dumps(Payload(trace))})
     with pytest.raises(InputError) as refused:
-        load("some/pickle")
+        models.load("some/pickle")
     assert "model.safetensors" in str(refused.value) or "damaged" in str(refused.value)
     if name == "pytorch_model.bin":
         assert "(found: pytorch_model.bin, which may execute code)" in str(refused.value)
