@@ -23,6 +23,7 @@ import datasets
 import huggingface_hub
 import pyarrow
 import pyarrow.parquet
+import transformers.utils.hub
 
 # Large files, which the hub keeps outside of git.
 LFS = (".safetensors", ".bin", ".parquet", ".png")
@@ -119,8 +120,8 @@ class Hub:
         for constants in (huggingface_hub.constants, datasets.config):
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", self.endpoint)
-        # Its methods are the functions that the package exports.
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", self.endpoint)
+        # Which keeps the address that it was made with.
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
         template = "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(
             huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.endpoint + template
