@@ -1,113 +1,133 @@
-"""Run recipes over several seeds, and print the table that docs/recipe.md keeps.
+"""Train the recipes of docs/recipe.md over their seeds.
 
     python -m benchmarks.recipe --dataset_name DIR --model_name_or_path DIR --output_dir DIR
 
-A run that has its results is not run again, so an interrupted series goes on where it stopped.
-For each recipe the table gives mean and standard deviation over the seeds, of the best evaluation
-(which the run keeps) and of the last (which no choice on the validation pairs has flattered).
+Each run is a folder `RECIPE.sSEED` that `python -m lib.compare` reads; its weights are removed once
+`recipe_evaluations.py` has used them. A finished run is not trained again and a killed one resumes,
+so the same command goes on where it was stopped.
 """
 
 import argparse
-import json
+import dataclasses
 import os
-import statistics
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+
+from benchmarks import recipe_evaluations
 
 ROOT = Path(__file__).parent.parent
 
-# What is usual, and changes known to help when rows are few: Mosbach et al. (2021), Zhang et al.
-# (2021). What is not named is the script's default: 5 epochs at 1e-4, batches of 32, 10% warm-up.
+SCREENING_SEEDS = range(1, 6)
+SEEDS = range(1, 21)
+PLAIN, DEFAULT = "plain", "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is given to the script beside its defaults: flags, or a change of `recipe_variants`."""
+
+    flags: str = ""
+    variant: str | None = None
+
+
+# The script's default is 5 epochs at 1e-4, batches of 32, 10% warm-up and weight decay 0.01.
 RECIPES = {
-    "plain": "--num_train_epochs 3 --learning_rate 5e-5 --train_batch_size 16 --warmup_ratio 0 "
-    "--weight_decay 0",
-    "default": "",
-    "half the learning rate": "--learning_rate 5e-5",
-    "twice the learning rate": "--learning_rate 2e-4",
-    "batches of 16": "--train_batch_size 16",
-    "less for lower layers": "--layerwise_lr_decay 0.9",
-    "new top layer": "--reinit_layers 1",
+    PLAIN: Recipe(
+        "--num_train_epochs 3 --learning_rate 5e-5 --train_batch_size 16 --warmup_ratio 0 "
+        "--weight_decay 0"
+    ),
+    DEFAULT: Recipe(),
+    "epochs_10": Recipe("--num_train_epochs 10"),
+    "lr_5e-5": Recipe("--learning_rate 5e-5"),
+    "lr_2e-4": Recipe("--learning_rate 2e-4"),
+    "layerwise_0.9": Recipe("--layerwise_lr_decay 0.9"),
+    "r_drop": Recipe(variant="r_drop"),
+    "smoothing_0.1": Recipe("--label_smoothing 0.1"),
+    "swap_pairs": Recipe(variant="swap_pairs"),
+    "mean_pooling": Recipe(variant="mean_pooling"),
 }
+CANDIDATES = [name for name in RECIPES if name not in (PLAIN, DEFAULT)]
+
+# What is left of a finished run, beside evaluations.npz.
+KEPT = ("config.yaml", "manifest.json", "status.json", "all_results.json", "metrics.jsonl")
 
 
 def folder_of(output_dir: Path, recipe: str, seed: int) -> Path:
-    return output_dir / f"{recipe.replace(' ', '_')}.s{seed}"
+    return output_dir / f"{recipe}.s{seed}"
 
 
-def run(arguments: argparse.Namespace, recipe: str, seed: int) -> None:
-    folder = folder_of(arguments.output_dir, recipe, seed)
-    if (folder / "all_results.json").exists():
+def run(arguments: argparse.Namespace, job: tuple[str, int]) -> None:
+    """Train a recipe with a seed, predict what the study needs, and remove the weights."""
+    name, seed = job
+    recipe, folder = RECIPES[name], folder_of(arguments.output_dir, name, seed)
+    if (folder / recipe_evaluations.FILE).exists():
         return
-    command = [
-        sys.executable,
-        "train_mrpc.py",
+    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": arguments.mixed_precision}
+    script = ["train_mrpc.py"]
+    if recipe.variant:
+        script = ["-m", "benchmarks.recipe_variants", recipe.variant]
+    training = [
+        *script,
         f"--dataset_name={arguments.dataset_name}",
         f"--model_name_or_path={arguments.model_name_or_path}",
         f"--output_dir={folder}",
         f"--seed={seed}",
-        "--max_predict_samples=1",
-        "--overwrite_output_dir",
-        *RECIPES[recipe].split(),
+        "--checkpointing_steps=epoch",
+        *recipe.flags.split(),
+        *([] if name == DEFAULT else ["--max_predict_samples=1"]),
     ]
-    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": arguments.mixed_precision}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    evaluation = ["-m", "benchmarks.recipe_evaluations", str(folder)]
+    if recipe.variant:
+        evaluation += ["--variant", recipe.variant]
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    with (arguments.output_dir / f"{folder.name}.log").open("a") as log:
+        for command in (training, evaluation):
+            subprocess.run(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=True,
+            )
+    print(f"{folder.name}: done", flush=True)
+    _strip(folder)
 
 
-def table(output_dir: Path) -> str:
-    """Markdown, a row for each recipe that has finished runs."""
-    lines = [
-        "| recipe | seeds | best: accuracy | F1 | last: accuracy | F1 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for recipe in RECIPES:
-        best, last = [], []
-        seeds = []
-        for seed in range(1, 100):
-            folder = folder_of(output_dir, recipe, seed)
-            if not (folder / "all_results.json").exists():
-                continue
-            evaluations = [
-                line
-                for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-                if "eval_accuracy" in line
-            ]
-            seeds.append(str(seed))
-            last.append(evaluations[-1])
-            best.append(max(evaluations, key=lambda line: line["eval_combined_score"]))
-        if seeds:
-            cells = [
-                spread([line[f"eval_{metric}"] for line in chosen])
-                for chosen in (best, last)
-                for metric in ("accuracy", "f1")
-            ]
-            lines.append(f"| {recipe} | {', '.join(seeds)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _strip(folder: Path) -> None:
+    """Remove all but what a comparison reads, and the predictions for the test rows."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != "predictions":
+            shutil.rmtree(path)
+        elif path.is_file() and path.name not in (*KEPT, recipe_evaluations.FILE):
+            path.unlink()
+    (folder / "predictions" / "test.jsonl").unlink()
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation, in percent."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+def jobs_of(recipes: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """All recipes of a seed before the next, so that what is done can be compared at any time."""
+    return ((recipe, seed) for seed in seeds for recipe in recipes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset_name", required=True, type=lambda path: Path(path).resolve())
-    parser.add_argument(
-        "--model_name_or_path", required=True, type=lambda path: Path(path).resolve()
-    )
+    parser.add_argument("--dataset_name", required=True)
+    parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--output_dir", required=True, type=lambda path: Path(path).resolve())
-    parser.add_argument("--recipes", nargs="*", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=[PLAIN, DEFAULT])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     arguments = parser.parse_args()
-    for seed in arguments.seeds:
-        for recipe in arguments.recipes:
-            run(arguments, recipe, seed)
-    print(table(arguments.output_dir))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(partial(run, arguments), jobs_of(arguments.recipes, arguments.seeds)))
 
 
 if __name__ == "__main__":
