@@ -40,7 +40,9 @@ def swap_pairs() -> Iterator[None]:
     ) -> Splits:
         columns = encode.keywords["columns"][::-1]
         swapped = map_splits(
-            splits, functools.partial(encode, columns=columns), cache_key=f"{cache_key} swapped",
+            splits,
+            functools.partial(encode, columns=columns),
+            cache_key=f"{cache_key} swapped",
             **options,
         )
         mapped = map_splits(splits, encode, cache_key=cache_key, **options)
