@@ -1,16 +1,21 @@
-"""The content of a comparison: figures of each set, the difference of two, and sentences."""
+"""The content of a comparison: figures of each set, the differences of sets, and sentences."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import re
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lib.compare.runs import NOT_IN_RECIPE, ScoredRun, check_comparable, config_differences
+from lib.compare.sentences import sentences
 from lib.compare.significance import (
-    MIN_RUNS,
     Difference,
     difference_of_means,
+    holm,
     paired_difference,
     score_covariances,
     standard_error_of_share,
@@ -29,19 +34,39 @@ from lib.training.metrics import (
 LOWER_IS_BETTER = ("loss", "seconds")
 
 
-def compare_runs(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Any]:
-    """Compare two sets of runs, or summarize one if `b` is empty; the result is plain values.
+def compare_runs(a: Sequence[ScoredRun], *others: Sequence[ScoredRun]) -> dict[str, Any]:
+    """Compare a set of runs with each of the others, or summarize it; the result is plain values.
 
     Raises:
         InputError: the runs cannot be compared.
     """
-    sets = {name: runs for name, runs in (("A", a), ("B", b)) if runs}
+    sets = dict(zip(_labels(), (a, *others), strict=False))
     check_comparable(list(sets.values()))
-    content: dict[str, Any] = {"sets": {name: _summarize_set(runs) for name, runs in sets.items()}}
-    if b:
-        content["difference"] = _compare_sets(a, b)
-    content["sentences"] = list(_sentences(content))
+    content: dict[str, Any] = {
+        "deciding_metric": best_metric_name(a[0].task.metrics),
+        "sets": {name: _summarize_set(runs) for name, runs in sets.items()},
+    }
+    if others:
+        differences = {name: _compare_sets(a, runs) for name, runs in sets.items() if name != "A"}
+        deciding = [each["metrics"][content["deciding_metric"]] for each in differences.values()]
+        adjusted = holm([metric["p_value"] for metric in deciding])
+        for each, p_value in zip(differences.values(), adjusted, strict=True):
+            each["adjusted_p_value"] = p_value
+        content["differences"] = differences
+    content["sentences"] = list(sentences(content))
     return content
+
+
+def _labels() -> Iterator[str]:
+    """A to Z, then AA, AB, ..."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_uppercase, repeat=length))
+
+
+def _name(runs: Sequence[ScoredRun]) -> str:
+    """The name of the first folder without its seed: `default` of default.s1 or default/s1."""
+    folder = Path(runs[0].folder).resolve()
+    return re.sub(r"(^|[._-])(s|seed|f|fold)?\d+$", "", folder.name) or folder.parent.name
 
 
 def _summarize_set(runs: Sequence[ScoredRun]) -> dict[str, Any]:
@@ -58,6 +83,7 @@ def _summarize_set(runs: Sequence[ScoredRun]) -> dict[str, Any]:
         hits = [run.predictions == run.labels for run in runs]
         accuracy = float(np.mean(np.concatenate(hits)))
     return {
+        "name": _name(runs),
         "runs": [run.folder for run in runs],
         "num_rows": num_rows,
         "cut_from_training_rows": runs[0].num_train is not None,
@@ -88,6 +114,7 @@ def _summarize_figure(name: str, runs: Sequence[ScoredRun]) -> dict[str, Any]:
         worst, best = best, worst
     return {
         "title": name.replace(metric, display_name(metric, task.labels)),
+        "values": values,
         **dataclasses.asdict(
             summarize(
                 values,
@@ -106,7 +133,7 @@ def _rows_ratio(runs: Sequence[ScoredRun]) -> float:
 
 
 def _compare_sets(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Any]:
-    """Compare set A with set B in each metric of the task, and name the metric that decides."""
+    """Compare set A with another in each metric of the task."""
     task = a[0].task
     differences = _paired(a, b) if a[0].num_train is not None else _crossed(a, b)
     metrics = {
@@ -115,7 +142,6 @@ def _compare_sets(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, A
     }
     changed = config_differences(a[0].config, b[0].config)
     return {
-        "deciding_metric": best_metric_name(task.metrics),
         "metrics": metrics,
         "recipes_differ_in": {
             name: list(values) for name, values in changed.items() if name not in NOT_IN_RECIPE
@@ -124,8 +150,16 @@ def _compare_sets(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, A
 
 
 def _crossed(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Difference]:
-    """The differences of runs that are all scored on the same rows."""
+    """The differences of runs that are all scored on the same rows.
+
+    Where both sets have the same seeds, the runs of a seed are a pair: they share what the seed
+    decides, such as the order of the rows and the new classifier.
+    """
     task, labels = a[0].task, a[0].labels
+    seeds_a, seeds_b = ([run.cut for run in runs] for runs in (a, b))
+    paired = len({*seeds_a}) == len(a) == len(b) and {*seeds_a} == {*seeds_b}
+    if paired:
+        a, b = (sorted(runs, key=lambda run: seeds_a.index(run.cut)) for runs in (a, b))
     predictions = np.stack([run.predictions for run in (*a, *b)])
     scores = [compute(task.metrics, row, labels) for row in predictions]
     covariances = score_covariances(task.metrics, predictions, labels, seed=0)
@@ -133,7 +167,11 @@ def _crossed(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Differ
     for name, covariance in covariances.items():
         values = np.array([score[name] for score in scores])
         differences[name] = difference_of_means(
-            values[: len(a)], values[len(a) :], covariance, score_range(name, task.metrics)
+            values[: len(a)],
+            values[len(a) :],
+            covariance,
+            score_range(name, task.metrics),
+            paired=paired,
         )
     return differences
 
@@ -157,74 +195,3 @@ def _paired(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Differe
         )
         for name in scores[0][0]
     }
-
-
-def _sentences(content: Mapping[str, Any]) -> Iterator[str]:
-    """Say what the figures mean, and what they do not."""
-    sets = content["sets"]
-    for label, one in sets.items():
-        if len(one["runs"]) == 1:
-            yield f"{label} is a single run: one seed has no interval."
-        for run, name in one["collapsed"].items():
-            yield (
-                f"{run} ({label}) collapsed: it predicts every row as {name!r}. The figures "
-                "include it, because a recipe that collapses does so with other seeds too."
-            )
-        if one["recipes_differ_in"]:
-            yield (
-                f"The runs of {label} are not of one recipe (they differ in "
-                f"{', '.join(one['recipes_differ_in'])}): their spread is not that of seeds."
-            )
-    if "difference" in content:
-        yield from _difference_sentences(content["difference"], sets["A"], sets["B"])
-    first = sets["A"]
-    if first["cut_from_training_rows"]:
-        yield (
-            "The runs validate on different rows, cut from their training rows. As those overlap, "
-            "the intervals allow for more variance than between independent runs (Nadeau and "
-            "Bengio, 2003)."
-        )
-    if first["standard_error_of_rows"] is not None:
-        yield (
-            f"With {first['num_rows']} validation rows the accuracy of each model has a standard "
-            f"error of {points(first['standard_error_of_rows'])} points, which more seeds do not "
-            f"reduce: sqrt(p (1 - p) / n) with p = {first['accuracy']:.3f}."
-        )
-
-
-def _difference_sentences(
-    difference: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]
-) -> Iterator[str]:
-    deciding = dict(difference["metrics"][difference["deciding_metric"]])
-    title, found = deciding.pop("title"), Difference(**deciding)
-    low, high = found.interval
-    interval = (
-        f"{title}: A - B is {points(found.difference, sign=True)} points, with a 95% interval from "
-        f"{points(low, sign=True)} to {points(high, sign=True)}"
-    )
-    paired = a["cut_from_training_rows"]
-    over = "pairs of runs on the same rows" if paired else "seeds and rows"
-    covered = "" if paired else ", which covers other rows but not other seeds"
-    if found.distinguishable is None:
-        yield (
-            f"{interval}{covered}. Too few runs to tell "
-            f"whether the recipes differ: it takes at least {MIN_RUNS} of each, here are "
-            f"{len(a['runs'])} and {len(b['runs'])}."
-        )
-    elif found.distinguishable:
-        yield (
-            f"{interval} over {over}: {'A' if found.difference > 0 else 'B'} is higher by "
-            f"more than noise (p = {found.p_value:.2g})."
-        )
-    else:
-        yield (f"{interval} over {over}: not distinguishable from noise (p = {found.p_value:.2g}).")
-    changed = [
-        f"{field} {one} and {other}"
-        for field, (one, other) in difference["recipes_differ_in"].items()
-    ]
-    yield f"The first runs of A and B differ in: {', '.join(changed) or 'nothing but the seed'}."
-
-
-def points(share: float, *, sign: bool = False) -> str:
-    """Format a share of 1 as percentage points."""
-    return f"{100 * share:+.1f}" if sign else f"{100 * share:.1f}"

@@ -18,7 +18,7 @@ from lib.training.metrics import bootstrap_scores
 
 Array = NDArray[Any]
 
-LEVEL = 0.05
+LEVEL, POWER = 0.05, 0.8
 NUM_RESAMPLES = 10_000
 
 # Of each set. With two runs the estimated variance has one degree of freedom, and the test calls
@@ -78,14 +78,17 @@ def standard_error_of_share(share: float, num_rows: int) -> float:
 class Difference:
     """Set A minus set B in the mean of a metric over runs.
 
-    If a set has fewer than `MIN_RUNS`, the interval covers these same models on other rows but not
-    other seeds, and `distinguishable` is None.
+    `detectable` is the least true difference that a share `POWER` of such comparisons would find:
+    the standard error times the sum of two quantiles of t. Source: Bloom (1995), Evaluation Review
+    19(5). If a set has fewer than `MIN_RUNS`, the interval covers these same models on other rows
+    but not other seeds, and `distinguishable` is None.
     """
 
     difference: float
     standard_error: float
     degrees_of_freedom: float
     interval: tuple[float, float]
+    detectable: float
     p_value: float
     distinguishable: bool | None
 
@@ -95,6 +98,8 @@ def difference_of_means(
     scores_b: Array,
     covariance: Array,
     score_range: tuple[float, float] | None = None,
+    *,
+    paired: bool = False,
 ) -> Difference:
     """Test whether two recipes differ in the expectation of a score, over seeds and rows.
 
@@ -104,6 +109,8 @@ def difference_of_means(
     of rows. The scores give the first two, a bootstrap over rows the third; the degrees of freedom
     are Satterthwaite's. The variance between runs is at least what the rows alone cause (the
     variance of a run minus the covariance of two), since that of the seeds cannot be negative.
+    Where run i of A and run i of B have a seed in common, the variance of their differences
+    replaces the first two.
 
     Percentiles of resampled runs and rows (Owen, 2007) give intervals that are too narrow for so
     few runs: with three, a bootstrap sees two thirds of the variance and uses normal quantiles.
@@ -114,10 +121,12 @@ def difference_of_means(
         covariance: (runs of A and B, runs of A and B) of the scores over samples of rows.
         score_range: lowest and highest possible score; the interval is clipped to the differences
             that they allow.
+        paired: run i of both sets has the same seed.
 
     Source: Obuchowski and Rockette (1995), Communications in Statistics 24(2), with the readers
-    nested in the tests; degrees of freedom as in Hillis (2007), Statistics in Medicine 26(3), with
-    unequal variances as in Welch (1947), Biometrika 34(1-2).
+    crossed with the tests if paired, else nested in them; degrees of freedom as in Hillis (2007),
+    Statistics in Medicine 26(3), if not paired with unequal variances as in Welch (1947),
+    Biometrika 34(1-2).
     """
     num_a, num_b = len(scores_a), len(scores_b)
     difference = float(np.mean(scores_a) - np.mean(scores_b))
@@ -127,16 +136,28 @@ def difference_of_means(
     else:
         own_a, shared_a = _diagonal_and_rest(covariance[:num_a, :num_a])
         own_b, shared_b = _diagonal_and_rest(covariance[num_a:, num_a:])
-        common = max(0.0, shared_a + shared_b - 2 * float(covariance[:num_a, num_a:].mean()))
+        between = covariance[:num_a, num_a:]
+        if paired:
+            own_pair, shared = _diagonal_and_rest(between)
+            groups = [
+                (
+                    scores_a - scores_b,
+                    own_a + own_b - 2 * own_pair,
+                    shared_a + shared_b - 2 * shared,
+                )
+            ]
+            common = max(0.0, groups[0][2])
+        else:
+            groups = [(scores_a, own_a, shared_a), (scores_b, own_b, shared_b)]
+            common = max(0.0, shared_a + shared_b - 2 * float(between.mean()))
         parts = [
             max(float(np.var(scores, ddof=1)), own - shared) / len(scores)
-            for scores, own, shared in (
-                (scores_a, own_a, shared_a),
-                (scores_b, own_b, shared_b),
-            )
+            for scores, own, shared in groups
         ]
         variance = sum(parts) + common
-        spread = parts[0] ** 2 / (num_a - 1) + parts[1] ** 2 / (num_b - 1)
+        spread = sum(
+            part**2 / (len(scores) - 1) for part, (scores, *_) in zip(parts, groups, strict=True)
+        )
         freedom = variance**2 / spread if spread else math.inf
     error = math.sqrt(max(0.0, variance))
     return _tested(difference, error, freedom, score_range, min(num_a, num_b))
@@ -192,13 +213,26 @@ def _tested(
         error,
         freedom,
         _interval(difference, half, limits),
+        half + float(scipy.special.stdtrit(freedom, POWER)) * error,
         p_value,
         p_value < LEVEL if num_runs >= MIN_RUNS else None,
     )
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p values of several comparisons, so that at `LEVEL` any is wrong in 5% of cases.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6(2).
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1)
+    return adjusted.tolist()
+
+
 def _diagonal_and_rest(covariance: Array) -> tuple[float, float]:
-    """Mean variance of a run, and mean covariance of two different runs."""
+    """Mean of the diagonal, of a run with itself or its partner, and mean of the rest."""
     num_runs = len(covariance)
     total, trace = float(covariance.sum()), float(np.trace(covariance))
     return trace / num_runs, (total - trace) / (num_runs * (num_runs - 1))

@@ -1,6 +1,7 @@
 import html.parser
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,11 +142,11 @@ def sets(tmp_path):
 def test_difference_far_beyond_the_noise_is_significant(sets, capsys):
     good, bad = sets
     content = compared(capsys, *good, "--against", *bad)
-    accuracy = content["difference"]["metrics"]["accuracy"]
+    accuracy = content["differences"]["B"]["metrics"]["accuracy"]
     assert accuracy["difference"] == pytest.approx(0.25)
     assert accuracy["interval"][0] > 0
     assert accuracy["distinguishable"] is True
-    assert content["difference"]["deciding_metric"] == "combined_score"
+    assert content["deciding_metric"] == "combined_score"
     said = " ".join(content["sentences"])
     assert "A is higher by more than noise" in said
     assert "differ in: learning_rate 0.0001 and 0.1" in said
@@ -161,7 +162,7 @@ def test_names_no_winner_within_the_noise(three, tmp_path, capsys):
     ]
     content = compared(capsys, *three, "--against", *others)
     said = " ".join(content["sentences"])
-    assert content["difference"]["metrics"]["combined_score"]["distinguishable"] is False
+    assert content["differences"]["B"]["metrics"]["combined_score"]["distinguishable"] is False
     assert "not distinguishable from noise" in said
     assert "higher" not in said
     assert "standard error of 12.6 points" in said
@@ -177,7 +178,7 @@ def test_intervals_of_scores_stay_in_their_range(three, tmp_path, capsys):
         assert figures[f"eval_{score}"]["interval"][1] <= 1
     # Two models that are right in no row or in all but one: 0.9, of at most 1.
     wrong = make_run(tmp_path / "wrong", 1 - LABELS, learning_rate=1.0)
-    metrics = compared(capsys, three[0], "--against", wrong)["difference"]["metrics"]
+    metrics = compared(capsys, three[0], "--against", wrong)["differences"]["B"]["metrics"]
     assert metrics["accuracy"]["difference"] == pytest.approx(0.9)
     assert metrics["accuracy"]["interval"][1] == 1
 
@@ -195,7 +196,7 @@ def test_correlations_may_be_negative(tmp_path, capsys):
         )
     content = compared(capsys, *runs)
     assert content["sets"]["A"]["figures"]["eval_pearson"]["interval"] == [-1, 1]
-    difference = compared(capsys, runs[0], "--against", runs[1])["difference"]
+    difference = compared(capsys, runs[0], "--against", runs[1])["differences"]["B"]
     assert difference["metrics"]["pearson"]["interval"][1] > 1.9
 
 
@@ -206,15 +207,76 @@ def test_f1_is_printed_with_its_class(sets, capsys):
         printed = capsys.readouterr().out.replace("&#39;", "'")
         assert printed.count("eval_f1 of 'equivalent'") == 2
         assert printed.count("f1 of 'equivalent'") == 3
-    difference = compared(capsys, *good, "--against", *bad)["difference"]
+    difference = compared(capsys, *good, "--against", *bad)["differences"]["B"]
     assert difference["metrics"]["f1"]["title"] == "f1 of 'equivalent'"
+
+
+def test_several_sets_are_corrected_for_their_number(sets, tmp_path, capsys):
+    good, bad = sets
+    labels = np.random.default_rng(0).integers(2, size=100)
+    generator = np.random.default_rng(3)
+    alike = [
+        runs_of(
+            tmp_path / "alike",
+            share,
+            labels=labels,
+            seeds=[seed],
+            generator=generator,
+            learning_rate=2e-4,
+        )[0]
+        for seed, share in enumerate((0.14, 0.15, 0.13))
+    ]
+    content = compared(capsys, *good, "--against", *bad, "--against", *alike)
+    far, near = content["differences"]["B"], content["differences"]["C"]
+    metric = content["deciding_metric"]
+    p_values = [each["metrics"][metric]["p_value"] for each in (far, near)]
+    assert far["adjusted_p_value"] == pytest.approx(2 * p_values[0])
+    assert near["adjusted_p_value"] == pytest.approx(p_values[1])
+    said = " ".join(content["sentences"])
+    assert "A is higher by more than noise" in said
+    assert "corrected for 2 comparisons (Holm)" in said
+    assert "The first runs of A and C differ in: learning_rate 0.0001 and 0.0002" in said
+    assert main([*good, "--against", *bad, "--against", *alike]) == 0
+    assert "A - C (alike)" in capsys.readouterr().out
+
+
+def test_runs_with_the_same_seeds_are_paired(sets, tmp_path, capsys):
+    good, bad = sets
+    both = compared(capsys, *good, "--against", *bad[::-1])["differences"]["B"]
+    assert both == compared(capsys, *good, "--against", *bad)["differences"]["B"]
+    others = [tmp_path / f"other.s{seed}" for seed in range(3, 6)]
+    for one, other in zip(bad, others, strict=True):  # the same runs, with other seeds
+        shutil.copytree(one, other)
+        config = (other / "config.yaml").read_text()
+        seed = other.name[-1]
+        (other / "config.yaml").write_text(
+            config.replace(f"seed: {int(seed) - 3}", f"seed: {seed}")
+        )
+    unpaired = compared(capsys, *good, "--against", *map(str, others))["differences"]["B"]
+    degrees = [each["metrics"]["accuracy"]["degrees_of_freedom"] for each in (both, unpaired)]
+    assert degrees[0] < degrees[1]
+
+
+def test_plot_shows_every_run(sets, tmp_path, capsys):
+    good, bad = sets
+    plot = tmp_path / "comparison.svg"
+    assert main([*good, "--against", *bad, "--plot", str(plot)]) == 0
+    picture = plot.read_text()
+    assert "95%" in capsys.readouterr().out
+    # The runs' dots and the means are drawn as copies of two markers.
+    assert picture.count("<use ") >= 2 * 3 + 2
+    again = error_line(capsys, *good, "--plot", str(plot))
+    assert f"{plot} exists already" in again
+    assert picture == plot.read_text()
+    assert ".png, .svg, .pdf" in error_line(capsys, *good, "--plot", str(tmp_path / "plot.gif"))
+    assert "there is no folder" in error_line(capsys, *good, "--plot", str(plot / "no" / "a.png"))
 
 
 @pytest.mark.parametrize("num_runs", [1, 2])
 def test_too_few_runs_give_no_verdict(sets, capsys, num_runs):
     good, bad = sets
     content = compared(capsys, *good[:num_runs], "--against", *bad)
-    assert content["difference"]["metrics"]["accuracy"]["distinguishable"] is None
+    assert content["differences"]["B"]["metrics"]["accuracy"]["distinguishable"] is None
     assert f"it takes at least 3 of each, here are {num_runs} and 3" in " ".join(
         content["sentences"]
     )
@@ -244,10 +306,10 @@ def test_other_tasks_are_scored_by_their_own_metrics(task, tmp_path, capsys):
     content = compared(capsys, *runs[:3], "--against", *runs[3:])
     figures = [content["sets"][name]["figures"] for name in "AB"]
     names = metrics.metric_names(TASKS[task].metrics)[:-1]
-    assert list(content["difference"]["metrics"]) == names
+    assert list(content["differences"]["B"]["metrics"]) == names
     for name in names:
         a, b = (one[f"eval_{name}"]["mean"] for one in figures)
-        assert content["difference"]["metrics"][name]["difference"] == pytest.approx(a - b)
+        assert content["differences"]["B"]["metrics"][name]["difference"] == pytest.approx(a - b)
 
 
 def test_real_runs_are_read(flags, tmp_path, capsys):
@@ -259,7 +321,7 @@ def test_real_runs_are_read(flags, tmp_path, capsys):
     found = content["sets"]["A"]["figures"]
     assert found["eval_loss"]["mean"] == pytest.approx(results[0]["eval_loss"])
     assert found["train_examples_per_second"]["mean"] > 0
-    assert content["difference"]["metrics"]["f1"]["difference"] == pytest.approx(
+    assert content["differences"]["B"]["metrics"]["f1"]["difference"] == pytest.approx(
         results[0]["eval_f1"] - results[1]["eval_f1"]
     )
     assert "differ in: nothing but the seed." in " ".join(content["sentences"])

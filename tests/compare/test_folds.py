@@ -32,7 +32,7 @@ def test_folds_are_compared_in_pairs_by_hand(tmp_path, capsys):
     a = make_folds(tmp_path / "a", WRONG_A)
     b = make_folds(tmp_path / "b", WRONG_B, learning_rate=1.0)
     content = compared(capsys, *a, "--against", *reversed(b))
-    found = content["difference"]["metrics"]["accuracy"]
+    found = content["differences"]["B"]["metrics"]["accuracy"]
     differences = [0.1, 0.1, 0.2, 0.1, 0.0]
     assert found["difference"] == pytest.approx(0.1)
     # 10 validation rows for 40 training rows: s^2 = 0.02 / 4, times 1/5 + 1/4.
@@ -54,7 +54,7 @@ def test_folds_of_several_seeds(tmp_path, capsys):
         for name, wrong in (("a", WRONG_A), ("b", WRONG_B))
     ]
     content = compared(capsys, *sets[0], "--against", *sets[1])
-    assert content["difference"]["metrics"]["accuracy"]["degrees_of_freedom"] == 9
+    assert content["differences"]["B"]["metrics"]["accuracy"]["degrees_of_freedom"] == 9
 
 
 def test_folds_without_partners_are_refused(tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_shares_of_several_seeds_are_pairs_too(tmp_path, capsys):
         for name, wrong in (("a", WRONG_A), ("b", WRONG_B))
     )
     content = compared(capsys, *a, "--against", *b)
-    assert content["difference"]["metrics"]["accuracy"]["degrees_of_freedom"] == 4
+    assert content["differences"]["B"]["metrics"]["accuracy"]["degrees_of_freedom"] == 4
 
 
 def cross_validated(num_trials, num_rows=60, num_folds=5):

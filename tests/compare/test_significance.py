@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from compared_runs import LABELS, wrong_in
 
-from lib.compare.significance import difference_of_means, score_covariances, summarize
+from lib.compare.significance import difference_of_means, holm, score_covariances, summarize
 from lib.training import metrics
 
 
@@ -40,6 +40,57 @@ def test_parts_of_the_variance_by_hand():
     # Runs of A further apart than their rows explain: 16 / 3 instead of 1.
     apart = difference_of_means(np.array([-4.0, 0, 4]), np.full(3, 0.7), covariance)
     assert apart.standard_error == pytest.approx((16 / 3 + 1 + 1) ** 0.5)
+
+
+def test_paired_seeds_without_row_noise_are_a_paired_t_test():
+    a, b = np.array([0.80, 0.82, 0.84, 0.79]), np.array([0.78, 0.81, 0.81, 0.75])
+    found = difference_of_means(a, b, np.zeros((8, 8)), paired=True)
+    expected = scipy.stats.ttest_rel(a, b)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.degrees_of_freedom == 3
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
+def test_paired_seeds_give_what_mrmcaov_publishes():
+    """Five readers, two tests: the data of Van Dyke et al. (1993), as MRMCaov 0.2 analyzes them.
+
+    Source: Smith and Hillis (2020), doi:10.1117/12.2549075, and the package's README: the table
+    "Obuchowski-Rockette variance component and covariance estimates" and the one below it.
+    """
+    num_readers = 5
+    treatment_reader, cov1, cov2, cov3 = 0.0005510306, 0.0003466137, 0.0003440748, 0.0002390284
+    # Any differences with its mean and its mean square of treatment and reader, half of their
+    # variance, will do.
+    spread = np.array([-2, -1, 0, 1, 2])
+    spread = spread * np.sqrt(2 * treatment_reader / np.var(spread, ddof=1))
+    scores = np.concatenate([0.8970370 + spread, np.full(num_readers, 0.9408374)])
+    same, other = np.full((5, 5), cov2), np.full((5, 5), cov3)
+    np.fill_diagonal(same, 0.0008022883)  # "Error"
+    np.fill_diagonal(other, cov1)
+    covariance = np.block([[same, other], [other, same]])
+    found = difference_of_means(scores[:5], scores[5:], covariance, paired=True)
+    assert found.difference == pytest.approx(-0.04380032, abs=1e-7)
+    assert found.standard_error == pytest.approx(0.02074862, abs=1e-8)
+    assert found.degrees_of_freedom == pytest.approx(15.25967, abs=1e-4)
+    assert found.interval == pytest.approx((-0.0879594986, 0.0003588544), abs=1e-7)
+    assert found.p_value == pytest.approx(0.05166569, abs=1e-6)
+
+
+def test_holm_by_hand():
+    # The smallest of four times 4, the next times 3, ..., none smaller than the one before.
+    assert holm([0.02, 0.01, 0.4, 0.03]) == pytest.approx([0.06, 0.04, 0.4, 0.06])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_detectable_difference_is_found_as_often_as_stated():
+    # Four runs of each with the same rows right: a plain t test, whose power SciPy gives.
+    a, b = np.array([-1.0, 1, -1, 1]), np.array([-1.0, -1, 1, 1])
+    found = difference_of_means(a, b, np.zeros((8, 8)))
+    threshold = scipy.stats.t.ppf(0.975, found.degrees_of_freedom)
+    noncentral = found.detectable / found.standard_error
+    power = scipy.stats.nct.sf(threshold, found.degrees_of_freedom, noncentral)
+    assert power == pytest.approx(0.8, abs=0.03)
 
 
 def test_two_models_are_compared_row_by_row():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.compare.comparison import points
+from lib.compare.sentences import points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,27 +19,45 @@ class Table:
 
 
 def _tables(content: Mapping[str, Any]) -> list[Table]:
-    """Make a table of figures for each set, and one of differences if there are two sets.
+    """Make a table of figures for each set, one of differences from each other set, and one of all.
 
     Of a leaderboard, make a table for each board.
     """
     if "boards" in content:
         return [_board_table(board) for board in content["boards"]]
     tables = [_figures_table(label, one) for label, one in content["sets"].items()]
-    if "difference" in content:
+    differences = content.get("differences", {})
+    for label, found in differences.items():
+        rows = tuple(
+            (metric["title"], *_difference_cells(metric)) for metric in found["metrics"].values()
+        )
+        tables.append(Table(f"A - {label}, in points", ("", *DIFFERENCE_HEADER), rows))
+    if len(differences) > 1:
         rows = tuple(
             (
-                metric["title"],
-                points(metric["difference"], sign=True),
-                points(metric["standard_error"]),
-                " to ".join(points(end, sign=True) for end in metric["interval"]),
-                f"{metric['p_value']:.2g}",
+                f"A - {label} ({content['sets'][label]['name']})",
+                *_difference_cells(found["metrics"][content["deciding_metric"]]),
+                f"{found['adjusted_p_value']:.2g}",
             )
-            for metric in content["difference"]["metrics"].values()
+            for label, found in differences.items()
         )
-        header = ("", "difference", "standard error", "95% interval", "p")
-        tables.append(Table("A - B, in points", header, rows))
+        header = ("", *DIFFERENCE_HEADER, f"p of {len(differences)} (Holm)")
+        title = f"All differences, in points of {content['deciding_metric']}"
+        tables.append(Table(title, header, rows))
     return tables
+
+
+DIFFERENCE_HEADER = ("difference", "standard error", "95% interval", "detectable", "p")
+
+
+def _difference_cells(metric: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        points(metric["difference"], sign=True),
+        points(metric["standard_error"]),
+        " to ".join(points(end, sign=True) for end in metric["interval"]),
+        points(metric["detectable"]),
+        f"{metric['p_value']:.2g}",
+    )
 
 
 def _figures_table(label: str, one_set: Mapping[str, Any]) -> Table:

@@ -1,0 +1,1 @@
+"""A comparison as text, a page or a picture."""
