@@ -4,21 +4,26 @@
 
 Each run is a folder `RECIPE.sSEED` that `python -m lib.compare` reads; its weights are removed once
 `recipe_evaluations.py` has used them. A finished run is not trained again and a killed one resumes,
-so the same command goes on where it was stopped.
+so the same command goes on where it was stopped. With `--record DIR` the finished runs are packed
+into DIR/RECIPE.tar.xz at the end; unpacked into the output folder, they count as finished.
 """
 
 import argparse
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from benchmarks import recipe_evaluations
+from lib.checkpoints.atomic import replacing
+from lib.checkpoints.best_model import WEIGHTS_FILE
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,6 +114,36 @@ def _strip(folder: Path) -> None:
     (folder / "predictions" / "test.jsonl").unlink()
 
 
+def pack(output_dir: Path, recipe: str, record: Path) -> None:
+    """Pack the finished runs of a recipe; the same runs give the same bytes."""
+
+    def without_origin(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        member.mtime = member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        return member
+
+    record.mkdir(parents=True, exist_ok=True)
+    with replacing(record / f"{recipe}.tar.xz") as new, tarfile.open(new, "w:xz") as archive:
+        for folder in finished_runs(output_dir, recipe).values():
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                name = str(file.relative_to(output_dir))
+                archive.add(file, arcname=name, filter=without_origin)
+
+
+def finished_runs(output_dir: Path, recipe: str) -> dict[int, Path]:
+    """The finished runs of a recipe, by seed."""
+    found = (
+        re.fullmatch(rf"{re.escape(recipe)}\.s(\d+)", path.name) for path in output_dir.iterdir()
+    )
+    runs = {int(match[1]): output_dir / match[0] for match in found if match}
+    return {
+        seed: runs[seed]
+        for seed in sorted(runs)
+        if (runs[seed] / recipe_evaluations.FILE).exists()
+        and not (runs[seed] / WEIGHTS_FILE).exists()
+    }
+
+
 def jobs_of(recipes: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
     """All recipes of a seed before the next, so that what is done can be compared at any time."""
     return ((recipe, seed) for seed in seeds for recipe in recipes)
@@ -124,10 +159,14 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=[PLAIN, DEFAULT])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--record", type=Path, help="folder for the packed results")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     arguments = parser.parse_args()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(partial(run, arguments), jobs_of(arguments.recipes, arguments.seeds)))
+    if arguments.record:
+        for recipe in arguments.recipes:
+            pack(arguments.output_dir, recipe, arguments.record)
 
 
 if __name__ == "__main__":

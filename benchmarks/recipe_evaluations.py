@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.recipe_variants import VARIANTS
 from lib.checkpoints.atomic import replacing
+from lib.checkpoints.best_model import WEIGHTS_FILE
 from lib.checkpoints.run_folder import read_config
 from lib.cli.config import TrainConfig
 from lib.data.tokenizing import encode_rows, tokenizer_key
@@ -58,7 +59,7 @@ def predict_more(run: Path) -> dict[str, np.ndarray]:
     checkpoints = sorted(run.glob("epoch_*"), key=lambda path: int(path.name.split("_")[1]))
     averaged, evaluations = AveragedModel(model), []
     for number, checkpoint in enumerate(checkpoints):
-        model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        model.load_state_dict(load_file(checkpoint / WEIGHTS_FILE))
         evaluations.append(logits(model, loaders["validation"]))
         if number >= len(checkpoints) - NUM_AVERAGED:
             averaged.update_parameters(model)
@@ -66,7 +67,7 @@ def predict_more(run: Path) -> dict[str, np.ndarray]:
         "logits": np.stack(evaluations),
         "averaged": logits(averaged, loaders["validation"]),
     }
-    model.load_state_dict(load_file(run / "model.safetensors"))
+    model.load_state_dict(load_file(run / WEIGHTS_FILE))
     for name, split in (("swapped", "validation"), ("test_swapped", "test")):
         found[name] = logits(model, swapped_loaders[split])
     _check_best(run, found["logits"], splits.task.labels)
