@@ -87,7 +87,7 @@ def load_model(
             model has no gradient checkpointing, no such attention or fewer layers.
     """
     torch.manual_seed(seed)
-    config = _load_config(
+    config, saved_names = _load_config(
         name, revision, trust_remote_code, label_names, may_replace=ignore_mismatched_sizes
     )
     try:
@@ -111,6 +111,7 @@ def load_model(
     check_weights(
         name, model, loaded["mismatched_keys"], may_replace_classifier=ignore_mismatched_sizes
     )
+    _reorder_classifier(model, saved_names, label_names)
     reinitialize(model, reinit_layers)
     check_fit(max_length, model, tokenizer)
     agree_on_padding(model, tokenizer)
@@ -134,8 +135,8 @@ def _load_config(
     label_names: tuple[str, ...],
     *,
     may_replace: bool,
-) -> Any:
-    """Load config.json, and give it the labels of the data."""
+) -> tuple[Any, tuple[str, ...]]:
+    """Load config.json, give it the labels of the data, and return it with those it had."""
     num_labels = len(label_names) or 1
     try:
         config = AutoConfig.from_pretrained(
@@ -144,6 +145,7 @@ def _load_config(
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_unloadable(name, "config.json", error)) from error
     config.__dict__.pop("calibration", None)  # of an earlier stage
+    saved_names = tuple(name for _, name in sorted(config.id2label.items()))
     saved_labels = config.num_labels if _has_classifier(config) else num_labels
     if saved_labels != num_labels and not may_replace:
         raise InputError(
@@ -155,7 +157,23 @@ def _load_config(
     if label_names:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: number for number, label in enumerate(label_names)}
-    return config
+    return config, saved_names
+
+
+def _reorder_classifier(
+    model: PreTrainedModel, saved_names: tuple[str, ...], label_names: tuple[str, ...]
+) -> None:
+    """Move each row of the classifier to the place that its label has in these data.
+
+    Only where both have the same labels: an earlier stage may have numbered them otherwise.
+    """
+    if saved_names == label_names or sorted(saved_names) != sorted(label_names):
+        return
+    order = [saved_names.index(label) for label in label_names]
+    prefix = f"{model.base_model_prefix}."
+    for name, parameter in model.named_parameters():
+        if not name.startswith(prefix) and len(parameter) == len(order):
+            parameter.data = parameter.data[order]
 
 
 def _has_classifier(config: Any) -> bool:

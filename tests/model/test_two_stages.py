@@ -63,3 +63,20 @@ def test_a_classifier_of_another_task_is_not_replaced_unasked(flags, first_stage
         capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_follows_the_names_of_its_labels(flags, tmp_path):
+    """Files number their labels in alphabetical order, GLUE's tasks do not."""
+    rows = [{**row, "label": ("no", "yes")[row["label"]]} for row in pairs(12, 41)]
+    path = write_csv(tmp_path / "pairs.csv", rows)
+    data = [*flags, f"--train_file={path}", f"--validation_file={path}", "--max_train_steps=1"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(data, first)
+    config = json.loads((first / "config.json").read_text())
+    config["id2label"] = {"0": "yes", "1": "no"}  # as a task of GLUE may number them
+    (first / "config.json").write_text(json.dumps(config))
+    run(data, second, f"--model_name_or_path={first}", "--learning_rate=0")
+    before, after = read_weights(first), read_weights(second)
+    for name in ("classifier.weight", "classifier.bias"):
+        assert torch.equal(after[name], before[name].flip(0))
+    assert torch.equal(after["bert.pooler.dense.weight"], before["bert.pooler.dense.weight"])
