@@ -5,7 +5,8 @@
 Each run is a folder `RECIPE.sSEED` that `python -m lib.compare` reads; its weights are removed once
 `recipe_evaluations.py` has used them. A finished run is not trained again and a killed one resumes,
 so the same command goes on where it was stopped. With `--record DIR` the finished runs are packed
-into DIR/RECIPE.tar.xz at the end; unpacked into the output folder, they count as finished.
+into DIR/RECIPE.tar.xz at the end; unpacked into the output folder, they count as finished. Other
+flags go to the script.
 """
 
 import argparse
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace, job: tuple[str, int]) -> None:
         f"--seed={seed}",
         "--checkpointing_steps=epoch",
         *recipe.flags.split(),
+        *arguments.more,
         *([] if name == DEFAULT else ["--max_predict_samples=1"]),
     ]
     evaluation = ["-m", "benchmarks.recipe_evaluations", str(folder)]
@@ -161,7 +163,7 @@ def main() -> None:
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--record", type=Path, help="folder for the packed results")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    arguments = parser.parse_args()
+    arguments, arguments.more = parser.parse_known_args()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(partial(run, arguments), jobs_of(arguments.recipes, arguments.seeds)))
     if arguments.record:

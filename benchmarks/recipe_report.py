@@ -105,12 +105,8 @@ def _spread(values: list[float]) -> str:
     return f"{mean} ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else mean
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, help="the --output_dir of benchmarks.recipe")
-    folder = parser.parse_args().runs
+def write_predictions_not_kept(folder: Path) -> None:
+    """Write the runs that the docstring of this module lists."""
     last = folder / "last"
     last.mkdir(exist_ok=True)
     for recipe in RECIPES:
@@ -123,6 +119,15 @@ def main() -> None:
                 swapped = metrics.probabilities_of(found["swapped"])
                 both = np.log((best + swapped) / 2)
                 write_derived(run, folder / f"both_orders.s{seed}", both)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, help="the --output_dir of benchmarks.recipe")
+    folder = parser.parse_args().runs
+    write_predictions_not_kept(folder)
     print("\n".join(table(folder)))
 
 
