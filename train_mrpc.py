@@ -44,7 +44,7 @@ from lib.checkpoints.checkpoint import BEST_FILE, Checkpoints, TrainingState
 from lib.checkpoints.run_folder import RunFolder
 from lib.data import batching
 from lib.data.splits import Splits, load_splits
-from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
+from lib.data.tokenizing import model_columns, row_lengths
 from lib.distributed import collectives
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
@@ -183,16 +183,14 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                         meter.guard_update(state.update + 1, total_weight, grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
-            learning_rate = max(float(rate) for rate in schedule.get_last_lr())
             schedule.step()
             state.update += 1
             tokens = batching.num_tokens(lengths, global_batch, collator.padded_length)
             meter.count_update(sum(map(len, global_batch)), *tokens)
             log.progress.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
-                values = {"epoch": timetable.epochs(state.update), **meter.read()}
-                values |= {"learning_rate": learning_rate, **meter.speed.read()}
-                log.training(state.update, values)
+                epoch = timetable.epochs(state.update)
+                log.training(state.update, {"epoch": epoch, **meter.read()})
             elif log.progress.is_first(state.update):
                 log.progress.first_loss(state.update, meter.loss())
         log.progress.close()
@@ -247,13 +245,7 @@ def load_inputs(
         **config.values("lora_rank", "lora_alpha"),
         **config.values("ignore_mismatched_sizes", "gradient_checkpointing", "attn_implementation"),
     )
-    columns, max_length = list(splits.task.columns), config.max_length
-    encode = partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=max_length)
-    # `Dataset.map` for each split: the rows stay in Arrow files, which later runs reuse.
-    key = tokenizer_key(tokenizer, max_length=max_length)
-    tokenized = splits.map(
-        encode, batched=True, with_indices=True, remove_columns=columns, cache_key=key
-    )
+    tokenized = splits.tokenized(tokenizer, max_length=config.max_length)
     return splits, tokenizer, tokenized, model
 
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lib.data.batching import FillingCollator, MicroBatches, plan_epoch
-from lib.data.splits import ROWS_PER_BATCH, Splits, load_splits
-from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
+from lib.data.splits import ROWS_PER_BATCH, load_splits
+from lib.data.tokenizing import model_columns, row_lengths
 
 ROOT = Path(__file__).parent.parent
 MAX_LENGTH = 128
@@ -65,23 +64,12 @@ def make_data(folder: Path, num_rows: int, words: list[str]) -> None:
         pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
 
 
-def tokenized(splits: Splits, tokenizer: PreTrainedTokenizerBase) -> Splits:
-    columns = list(splits.task.columns)
-    return splits.map(
-        partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=MAX_LENGTH),
-        batched=True,
-        with_indices=True,
-        remove_columns=columns,
-        cache_key=tokenizer_key(tokenizer, max_length=MAX_LENGTH),
-    )
-
-
 def measure_start(files: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     """Seconds and bytes from the files to the first batch; what caches lack is made."""
     before = memory()
     started = time.perf_counter()
     splits = load_splits(files, task_name=None)
-    rows = tokenized(splits, tokenizer)
+    rows = splits.tokenized(tokenizer, max_length=MAX_LENGTH)
     fingerprint = splits.fingerprint()
     lengths = row_lengths(rows.train)
     planning = time.perf_counter()

@@ -118,7 +118,7 @@ def test_the_readme_leads_from_the_course_to_the_lines_of_the_script():
         line for line in (ROOT / "README.md").read_text().splitlines() if "(train_mrpc.py#L" in line
     ]
     expected = [
-        "splits.map(",
+        "splits.tokenized(",
         "DataCollatorWithPadding(",
         "load_model(",
         "torch.optim.AdamW(",

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -11,6 +12,7 @@ import pyarrow
 import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from lib.data import checks
 from lib.data.files.cache import cache_folder, written_whole
@@ -18,6 +20,7 @@ from lib.data.rows.holdout import Holdout, cut
 from lib.data.rows.notices import file_notices
 from lib.data.sources import RawSplit, read_splits
 from lib.data.tasks import TASKS, Task, task_of_files
+from lib.data.tokenizing import encode_rows, tokenizer_key
 from lib.errors import InputError
 
 # Rows that `Dataset.map` hands on and writes at once. A start reads where each row begins, which in
@@ -58,6 +61,17 @@ class Splits:
             validation={name: rows(split, validation) for name, split in self.validation.items()},
             test={name: rows(split, test) for name, split in self.test.items()},
             held_out=None if self.held_out is None else self.held_out[:validation],
+        )
+
+    def tokenized(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> "Splits":
+        """Tokenize every row; the result stays in Arrow files, which later runs reuse."""
+        columns = list(self.task.columns)
+        return self.map(
+            partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=max_length),
+            batched=True,
+            with_indices=True,
+            remove_columns=columns,
+            cache_key=tokenizer_key(tokenizer, max_length=max_length),
         )
 
     def map(self, function: Callable[..., Any], *, cache_key: str, **options: Any) -> "Splits":

@@ -55,6 +55,7 @@ class Meter:
         self.first_bad = torch.zeros((), device=accelerator.device)
         self.total_weight = 0.0
         self.num_tokens = self.num_padded = 0
+        self.learning_rate = 0.0
         self.speed = Speed(started)
 
     def add_loss(self, loss: Tensor) -> None:
@@ -71,6 +72,7 @@ class Meter:
             grad_norm: DeepSpeed gives a plain number, and None before its first update.
         """
         self.total_weight += total_weight
+        self.learning_rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
         self.loss_sum += self.update_loss
         self.update_loss.zero_()
         if isinstance(grad_norm, Tensor) and hasattr(grad_norm, "full_tensor"):
@@ -117,11 +119,12 @@ class Meter:
         return self.accelerator.reduce(self.loss_sum, reduction="sum").item() / self.total_weight
 
     def read(self) -> dict[str, float | None]:
-        """Return `loss`, `grad_norm` and `padding` since the last reading, and start the next.
+        """Return the figures of the updates since the last reading, and start the next.
 
-        The loss is the mean over the rows (with class weights, the weighted mean), the norm that of
-        the last update (None if it is not finite, as under fp16 when the scaler skips an update),
-        `padding` its share in the tokens.
+        `loss` is the mean over the rows (with class weights, the weighted mean), `grad_norm` that
+        of the last update (None if it is not finite, as under fp16 when the scaler skips an
+        update), `padding` its share in the tokens, `learning_rate` the highest of the last update;
+        and those of `Speed.read`.
 
         Raises:
             NonFiniteError: as `check`.
@@ -136,6 +139,8 @@ class Meter:
             "loss": mean,
             "grad_norm": norm if math.isfinite(norm) else None,
             "padding": padding,
+            "learning_rate": self.learning_rate,
+            **self.speed.read(),
         }
 
     def overall(self) -> dict[str, Any]:

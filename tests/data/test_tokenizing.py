@@ -1,7 +1,6 @@
 """Rows are tokenized once, cached, and identified by a fingerprint."""
 
 import shutil
-from functools import partial
 
 import datasets
 import pyarrow
@@ -12,7 +11,7 @@ from transformers import AutoTokenizer
 from lib.data import sources, splits
 from lib.data.files import formats
 from lib.data.splits import load_splits
-from lib.data.tokenizing import encode_rows, model_columns, row_lengths, tokenizer_key
+from lib.data.tokenizing import model_columns, row_lengths
 from lib.demo.corpus import MODEL_DIR
 
 
@@ -21,21 +20,9 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(MODEL_DIR)
 
 
-def tokenize(splits, tokenizer, max_length):
-    """As the script does it."""
-    columns = list(splits.task.columns)
-    return splits.map(
-        partial(encode_rows, tokenizer=tokenizer, columns=columns, max_length=max_length),
-        batched=True,
-        with_indices=True,
-        remove_columns=columns,
-        cache_key=tokenizer_key(tokenizer, max_length=max_length),
-    )
-
-
 def test_tokenized_rows_are_numbered_and_not_padded(files, tokenizer):
     splits = load(files["train"], files["validation"])
-    tokenized = tokenize(splits, tokenizer, max_length=64)
+    tokenized = splits.tokenized(tokenizer, max_length=64)
     assert model_columns(tokenized.train) == ["input_ids", "token_type_ids", "attention_mask"]
     first = splits.train[0]
     expected = tokenizer(first["sentence1"], first["sentence2"])["input_ids"]
@@ -49,17 +36,17 @@ def test_tokenized_rows_are_numbered_and_not_padded(files, tokenizer):
 
 def test_long_rows_are_truncated(files, tokenizer):
     splits = load(files["train"], files["validation"])
-    assert max(row_lengths(tokenize(splits, tokenizer, max_length=10).train)) == 10
+    assert max(row_lengths(splits.tokenized(tokenizer, max_length=10).train)) == 10
 
 
 def test_tokenized_once_and_cached(files, tokenizer, monkeypatch):
     splits = load(files["train"], files["validation"])
-    tokenize(splits, tokenizer, max_length=40)
+    splits.tokenized(tokenizer, max_length=40)
     tokenizer("something else", padding="max_length", max_length=7)  # changes the tokenizer's state
     monkeypatch.setattr(
         type(tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenized a second time")
     )
-    tokenize(load(files["train"], files["validation"]), tokenizer, max_length=40)
+    load(files["train"], files["validation"]).tokenized(tokenizer, max_length=40)
 
 
 def test_repeats_an_interrupted_tokenization(files, tokenizer, monkeypatch):
@@ -77,14 +64,14 @@ def test_repeats_an_interrupted_tokenization(files, tokenizer, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(tokenizer), "__call__", killed)
         with pytest.raises(KeyboardInterrupt):
-            tokenize(loaded, tokenizer, max_length=41)
-    assert tokenize(loaded, tokenizer, max_length=41).train["row"][:] == list(range(53))
+            loaded.tokenized(tokenizer, max_length=41)
+    assert loaded.tokenized(tokenizer, max_length=41).train["row"][:] == list(range(53))
 
 
 def test_a_cached_start_reads_no_text(files, tokenizer, monkeypatch):
     def start():
         loaded = load(files["train"], files["validation"])
-        return loaded.fingerprint(), tokenize(loaded, tokenizer, max_length=42).train[0]
+        return loaded.fingerprint(), loaded.tokenized(tokenizer, max_length=42).train[0]
 
     first = start()
     values_as_bytes = splits._values_as_bytes

@@ -9,9 +9,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import train_mrpc
 from lib.cli.parsing import parse_arguments
+from lib.data import splits
 
 RANK = os.environ["RANK"]
-encode_rows, make_optimizer = train_mrpc.encode_rows, train_mrpc.make_optimizer
+encode_rows, make_optimizer = splits.encode_rows, train_mrpc.make_optimizer
 
 
 def encode_slowly(*arguments, **options):
@@ -28,6 +29,6 @@ def look_at_maps(*arguments):
     return make_optimizer(*arguments)
 
 
-train_mrpc.encode_rows, train_mrpc.make_optimizer = encode_slowly, look_at_maps
+splits.encode_rows, train_mrpc.make_optimizer = encode_slowly, look_at_maps
 train_mrpc.results.write_report = lambda *_: None  # takes longer than the training
 train_mrpc.main(parse_arguments(sys.argv[1:]))
