@@ -281,10 +281,10 @@ def make_loaders(
     plan = partial(
         batching.plan_epoch,
         row_lengths(tokenized.train),
-        seed=config.seed,
         batch_size=config.train_batch_size,
         num_micro_batches=num_micro_batches,
-        length_grouping=config.length_grouping,
+        by_tokens=not (compiled or config.pad_to_max_length or config.per_device_train_batch_size),
+        **config.values("seed", "length_grouping"),
     )
     sampler = batching.MicroBatches(plan)
     train_loader = DataLoader(
