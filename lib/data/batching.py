@@ -173,17 +173,24 @@ class MicroBatches(Sampler[list[int]]):
 
     Args:
         plan: the plan of an epoch, from its number; made once while an epoch lasts.
+        per_epoch: updates of every epoch; by default, those of epoch 0, which is then planned.
     """
 
     batch_size = None
     drop_last = False
 
-    def __init__(self, plan: Callable[[int], Plan]) -> None:
+    def __init__(self, plan: Callable[[int], Plan], per_epoch: int | None = None) -> None:
         self.plan = functools.lru_cache(maxsize=1)(plan)
-        self.start(epoch=0)
+        self.per_epoch = per_epoch or len(self.plan(0))
+
+    @functools.cached_property
+    def batches(self) -> Plan:
+        """What the next iteration yields: epoch 0, until `start` sets it."""
+        return self.plan(0)
 
     def start(self, *, epoch: int, first: int = 0, last: int | None = None) -> Plan:
         """The updates `first` to `last` of `epoch`, which the next iteration yields."""
+        assert len(self.plan(epoch)) == self.per_epoch
         self.batches = self.plan(epoch).part(first, last)
         return self.batches
 
@@ -199,9 +206,8 @@ class MicroBatches(Sampler[list[int]]):
             loader: a prepared loader with this sampler.
             accumulation: micro-batches of this process for one update.
         """
-        per_epoch = len(self.plan(0))
         while first < last:
-            epoch, done = divmod(first, per_epoch)
+            epoch, done = divmod(first, self.per_epoch)
             plan = self.start(epoch=epoch, first=done, last=done + last - first)
             micro_batches = iter(loader)
             for rows in plan:

@@ -264,6 +264,38 @@ def test_an_epoch_is_planned_once():
     assert epochs == [0, 1]
 
 
+@pytest.mark.parametrize("first", [0, 100_000])
+def test_a_late_update_is_dealt_without_those_before(first):
+    """A run that resumes there plans that epoch alone, and draws its micro-batches alone."""
+    from accelerate.data_loader import prepare_data_loader
+
+    epochs, drawn = [], []
+
+    def plan(epoch):
+        epochs.append(epoch)
+        return planned(epoch=epoch, num_micro_batches=2)
+
+    sampler = MicroBatches(plan, per_epoch=115)
+    loader = prepare_data_loader(
+        DataLoader(range(3668), batch_sampler=sampler, collate_fn=lambda r: drawn.append(r) or r),
+        num_processes=2,
+        process_index=0,
+        even_batches=False,
+        put_on_device=False,
+    )
+    dealt = [
+        (rows, list(micro_batches))
+        for rows, micro_batches in sampler.updates(loader, 1, first, first + 1)
+    ]
+    epoch, index = divmod(first, 115)
+    mine, others = planned(epoch=epoch, num_micro_batches=2)[index]
+    assert [[part.tolist() for part in rows] for rows, _ in dealt] == [
+        [mine.tolist(), others.tolist()]
+    ]
+    assert epochs == [epoch]
+    assert drawn == [mine.tolist()]
+
+
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_accelerate_deals_batches_of_any_size_round_robin(num_processes):
     """The sampler relies on it; fails if `BatchSamplerShard` changes."""
