@@ -62,9 +62,7 @@ def mrpc(dataset_name: str, model_name_or_path: str) -> Integers:
     return row_lengths(tokenized(splits, tokenizer).train)
 
 
-def ours(
-    lengths: Integers, epoch: int, num_processes: int, rows: int, *, length_grouping: bool
-) -> Updates:
+def ours(lengths: Integers, epoch: int, num_processes: int, rows: int, **options: bool) -> Updates:
     return list(
         plan_epoch(
             lengths,
@@ -72,7 +70,7 @@ def ours(
             seed=42,
             batch_size=rows * num_processes,
             num_micro_batches=num_processes,
-            length_grouping=length_grouping,
+            **options,
         )
     )
 
@@ -124,7 +122,8 @@ def batch_rebalance(lengths: Integers, epoch: int, num_processes: int, rows: int
 
 
 SCHEMES: dict[str, Callable[[Integers, int, int, int], Updates]] = {
-    "this script": functools.partial(ours, length_grouping=True),
+    "this script": ours,
+    "this script, `--per_device_train_batch_size`": functools.partial(ours, by_tokens=False),
     "this script, `--length_grouping false`": functools.partial(ours, length_grouping=False),
     "random shuffle": random_shuffle,
     "`group_by_length`": group_by_length,
@@ -214,11 +213,13 @@ def table(results: dict[str, dict[int, dict[str, dict[str, float]]]]) -> str:
 
 def save_plot(results: dict[str, dict[int, dict[str, dict[str, float]]]], path: Path) -> None:
     """Draw the tokens waited for against the number of processes, a panel for each kind."""
-    figure = Figure((3.2 * len(results), 3.4), layout="constrained")
+    figure = Figure((3.2 * len(results), 3.6), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
-    colors = ("#0072B2", "#56B4E9", "#999999", "#E69F00", "#D55E00")
+    colors = ("#0072B2", "#009E73", "#56B4E9", "#999999", "#E69F00", "#D55E00")
     for axes, (kind, by_number) in zip(panels, results.items(), strict=True):
-        for (scheme, color), marker in zip(zip(SCHEMES, colors, strict=True), "oPsv^", strict=True):
+        for (scheme, color), marker in zip(
+            zip(SCHEMES, colors, strict=True), "oDPsv^", strict=True
+        ):
             waited = [by_scheme[scheme]["waited"] for by_scheme in by_number.values()]
             label = scheme.replace("`", "")
             axes.plot(list(by_number), waited, marker=marker, color=color, label=label)
@@ -229,7 +230,9 @@ def save_plot(results: dict[str, dict[int, dict[str, dict[str, float]]]], path: 
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("tokens waited for / real tokens")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(SCHEMES), frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(SCHEMES) // 2, frameon=False
+    )
     figure.savefig(path, dpi=150)
 
 
