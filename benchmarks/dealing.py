@@ -3,7 +3,8 @@
     python -m benchmarks.dealing --rows 4000 40000 400000 4000000 --processes 1 8 64
 
 Plans epochs and deals their rows as the script does, in one process that has the place of rank 0,
-without a model. Lengths are log-normal; each process has 16 rows in an update on average.
+without a model, and counts the seconds of the processor. Lengths are log-normal; each process has
+16 rows in an update on average.
 """
 
 import argparse
@@ -33,21 +34,21 @@ def sampler_of(lengths: Integers, num_processes: int) -> MicroBatches:
 
 
 def deal(sampler: MicroBatches, num_processes: int, first: int, num_updates: int) -> list[float]:
-    """Deal updates from number `first` on; return the seconds that each took."""
+    """Deal updates from number `first` on; return the processor-seconds of each."""
     loader = BatchSamplerShard(sampler, num_processes, 0, even_batches=False)
     seconds = []
     updates = sampler.updates(loader, 1, first, first + num_updates)
     for _ in range(num_updates):
-        started = time.perf_counter()
+        started = time.process_time()
         _, micro_batches = next(updates)
         (_,) = micro_batches
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     updates.close()
     return seconds
 
 
 def measure(lengths: Integers, num_processes: int, num_updates: int) -> dict[str, float]:
-    """Seconds: medians over repeats and updates.
+    """Processor-seconds: medians over repeats and updates.
 
     Returns:
         plan: of one epoch.
@@ -59,13 +60,13 @@ def measure(lengths: Integers, num_processes: int, num_updates: int) -> dict[str
     for _ in range(REPEATS):
         gc.collect()
         for name, update in (("first", 0), ("resumed", RESUMED_AT)):
-            started = time.perf_counter()
+            started = time.process_time()
             deal(sampler_of(lengths, num_processes), num_processes, update, 1)
-            times[name].append(time.perf_counter() - started)
+            times[name].append(time.process_time() - started)
         sampler = sampler_of(lengths, num_processes)
-        started = time.perf_counter()
+        started = time.process_time()
         sampler.plan(0)
-        times["plan"].append(time.perf_counter() - started)
+        times["plan"].append(time.process_time() - started)
         times["update"] += deal(sampler, num_processes, 0, min(num_updates, sampler.per_epoch))
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
