@@ -123,7 +123,7 @@ def plan_epoch(
     Rows are shuffled and, within windows of `WINDOW` global batches, sorted by length; the
     order of the batches is then shuffled. Batches are cut evenly: 3,668 rows at 32 are 115 batches
     of 31 or 32, not 114 and a stub of 20. The batch with the longest rows comes first, so that a
-    run that does not fit into memory ends at once.
+    run that does not fit into memory ends at once (if dealt by tokens, a later one may need more).
 
     Args:
         lengths: tokens of each row.
