@@ -8,7 +8,6 @@ without a model, and counts the seconds of the processor. Lengths are log-normal
 """
 
 import argparse
-import gc
 import statistics
 import sys
 import time
@@ -58,7 +57,6 @@ def measure(lengths: Integers, num_processes: int, num_updates: int) -> dict[str
     """
     times: dict[str, list[float]] = {"plan": [], "update": [], "first": [], "resumed": []}
     for _ in range(REPEATS):
-        gc.collect()
         for name, update in (("first", 0), ("resumed", RESUMED_AT)):
             started = time.process_time()
             deal(sampler_of(lengths, num_processes), num_processes, update, 1)
