@@ -93,14 +93,14 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     loaders = make_loaders(config, tokenizer, tokenized, accelerator)
     sampler, collator, train_loader, eval_loaders = loaders
     lengths = row_lengths(tokenized.train)
-    per_epoch = len(sampler.plan(0))
+    per_epoch = sampler.per_epoch
     num_updates = config.max_train_steps or config.num_train_epochs * per_epoch
     timetable = Timetable(num_updates, per_epoch, config.eval_every, config.checkpointing_steps)
     optimizer, schedule = make_optimizer(config, model, num_updates, accelerator)
     criterion = optimization.Criterion(splits, config.class_weights, config.label_smoothing)
     provenance = partial(results.provenance, config.to_dict(), splits, model, accelerator)
     origin = collectives.from_main_process(accelerator, provenance)
-    deepspeed.configure(accelerator, config.max_grad_norm, sampler.plan(0).most_rows)
+    deepspeed.configure(accelerator, config.max_grad_norm, sampler.plan)
     fsdp.configure(accelerator, model, layers.encoder_layers)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
@@ -273,12 +273,12 @@ def make_loaders(
     plan = partial(
         batching.plan_epoch,
         row_lengths(tokenized.train),
-        seed=config.seed,
         batch_size=config.train_batch_size,
         num_micro_batches=num_micro_batches,
-        length_grouping=config.length_grouping,
+        by_tokens=not (compiled or config.pad_to_max_length or config.per_device_train_batch_size),
+        **config.values("seed", "length_grouping"),
     )
-    sampler = batching.MicroBatches(plan)
+    sampler = batching.MicroBatches(plan, -(-len(tokenized.train) // config.train_batch_size))
     train_loader = DataLoader(
         tokenized.train,
         batch_sampler=sampler,

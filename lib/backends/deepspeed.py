@@ -7,7 +7,7 @@ with copies of all weights, in bf16 or fp16 if the run is.
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,15 +128,19 @@ def _check_stage(name: str, stage: str) -> None:
         )
 
 
-def configure(accelerator: "Accelerator", max_grad_norm: float, micro_batch_size: int) -> None:
+def configure(accelerator: "Accelerator", max_grad_norm: float, plan: Callable[[int], Any]) -> None:
     """Tell DeepSpeed, where it is used, what follows from the flags.
 
     It clips gradients itself, and the loaders have batches of several sizes.
+
+    Args:
+        plan: returns the `Plan` of an epoch.
     """
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None:
         return
     accumulation = accelerator.gradient_accumulation_steps
+    micro_batch_size = plan(0).most_rows
     ours = {
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": max_grad_norm,

@@ -154,7 +154,8 @@ REMARKS = {
     "token": TOKEN,
     "use_auth_token": TOKEN,
     # Batches
-    "train_sampling_strategy": "group_by_length (the default here) or random",
+    "train_sampling_strategy": "group_by_length (the default here) or random, which with "
+    "--train_batch_size alone shares tokens as batch_rebalance does",
     "length_column_name": "lengths are counted in tokens, after the truncation",
     "dataloader_drop_last": "every row is used once in each epoch",
     "dataloader_in_order": "the order of the rows is a function of --seed and the epoch",

@@ -5,6 +5,7 @@ a plan of global batches (the rows of one update, over all processes), each cut 
 (the rows of one forward pass on one process). Every row appears exactly once per epoch.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -30,21 +31,23 @@ WINDOW = 50
 class Plan:
     """Global batches in the order of their updates, cut from an array of rows on demand.
 
-    `plan[update]` holds the micro-batches of an update, each an array of row numbers. The rows of
-    a global batch are dealt like cards, so its micro-batches differ by one row and, where rows
-    are sorted by length, by few tokens: no process waits for another.
+    `plan[update]` holds the micro-batches of an update, each an array of row numbers. With
+    `lengths`, none is padded to more tokens than needed, and no process waits for another: see
+    `deal`. Without, rows are dealt like cards, so that micro-batches differ by one row.
 
     Args:
         order: row numbers, those of a global batch side by side.
         starts, sizes: of each global batch, its first place in `order` and its number of rows.
         num_micro_batches: processes x accumulation. With fewer rows than that in a global batch,
             some of its micro-batches are empty.
+        lengths: tokens of each row.
     """
 
     order: Integers
     starts: Integers
     sizes: Integers
     num_micro_batches: int = 1
+    lengths: Integers | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -52,7 +55,11 @@ class Plan:
     def __getitem__(self, update: int) -> list[Integers]:
         start, count = self.starts[update], self.num_micro_batches
         rows = self.order[start : start + self.sizes[update]]
-        return [rows[first::count] for first in range(count)]
+        if self.lengths is None or count == 1:
+            return [rows[first::count] for first in range(count)]
+        rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        ends = np.cumsum(deal(self.lengths[rows].tolist(), count))
+        return np.split(rows, ends[:-1])
 
     def __iter__(self) -> Iterator[list[Integers]]:
         return (self[update] for update in range(len(self)))
@@ -64,8 +71,41 @@ class Plan:
 
     @property
     def most_rows(self) -> int:
-        """Rows of the largest micro-batch."""
+        """Rows of the largest micro-batch where rows are dealt like cards."""
         return -(-int(self.sizes.max()) // self.num_micro_batches)
+
+
+def deal(lengths: Sequence[int], num_parts: int) -> list[int]:
+    """Cut rows into parts, each padded to its longest row, so that the largest has least tokens.
+
+    Parts of long rows then have fewer rows. No part has more tokens than the largest of an even
+    cut, which is kept where no other is better.
+
+    Args:
+        lengths: tokens of each row, longest first.
+
+    Returns:
+        The rows of each part, of which none is empty unless there are fewer rows than parts.
+    """
+    num_rows = len(lengths)
+    even = _even_cuts(num_rows, num_parts)[1].tolist()
+    if num_rows <= num_parts:
+        return even
+
+    def filled(most: int) -> list[int]:
+        """Fill each part up to `most` tokens, but for a row for each part that follows."""
+        counts: list[int] = []
+        done = 0
+        for following in range(num_parts - 1, -1, -1):
+            counts.append(min(most // max(1, lengths[done]), num_rows - done - following))
+            done += counts[-1]
+        return counts
+
+    # Found by halving: what fits into parts of so many tokens fits into larger ones.
+    least, most = max(lengths[0], -(-sum(lengths) // num_parts)), even[0] * lengths[0]
+    fits = range(least, most)
+    found = least + bisect.bisect_left(fits, True, key=lambda most: sum(filled(most)) == num_rows)
+    return even if found == most else filled(found)
 
 
 def plan_epoch(
@@ -76,18 +116,20 @@ def plan_epoch(
     batch_size: int,
     num_micro_batches: int,
     length_grouping: bool = True,
+    by_tokens: bool = True,
 ) -> Plan:
     """The global batches of one epoch.
 
     Rows are shuffled and, within windows of `WINDOW` global batches, sorted by length; the
     order of the batches is then shuffled. Batches are cut evenly: 3,668 rows at 32 are 115 batches
     of 31 or 32, not 114 and a stub of 20. The batch with the longest rows comes first, so that a
-    run that does not fit into memory ends at once.
+    run that does not fit into memory ends at once (if dealt by tokens, a later one may need more).
 
     Args:
         lengths: tokens of each row.
         batch_size: rows of a global batch at the most.
         num_micro_batches: as for `Plan`.
+        by_tokens: give the micro-batches of an update equally many tokens, not rows.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths)).astype(np.int32)  # half the memory of each process
@@ -102,7 +144,7 @@ def plan_epoch(
         longest = np.argmax(lengths[order[starts + sizes - 1]])
         first = np.concatenate([[longest], np.delete(np.arange(num_batches), longest)])
         starts, sizes = starts[first], sizes[first]
-    return Plan(order, starts, sizes, num_micro_batches)
+    return Plan(order, starts, sizes, num_micro_batches, lengths if by_tokens else None)
 
 
 def plan_evaluation(lengths: Integers, *, batch_size: int, num_processes: int) -> Plan:
@@ -131,17 +173,24 @@ class MicroBatches(Sampler[list[int]]):
 
     Args:
         plan: the plan of an epoch, from its number; made once while an epoch lasts.
+        per_epoch: updates of every epoch; by default, those of epoch 0, which is then planned.
     """
 
     batch_size = None
     drop_last = False
 
-    def __init__(self, plan: Callable[[int], Plan]) -> None:
+    def __init__(self, plan: Callable[[int], Plan], per_epoch: int | None = None) -> None:
         self.plan = functools.lru_cache(maxsize=1)(plan)
-        self.start(epoch=0)
+        self.per_epoch = per_epoch or len(self.plan(0))
+
+    @functools.cached_property
+    def batches(self) -> Plan:
+        """What the next iteration yields: epoch 0, until `start` sets it."""
+        return self.plan(0)
 
     def start(self, *, epoch: int, first: int = 0, last: int | None = None) -> Plan:
         """The updates `first` to `last` of `epoch`, which the next iteration yields."""
+        assert len(self.plan(epoch)) == self.per_epoch
         self.batches = self.plan(epoch).part(first, last)
         return self.batches
 
@@ -157,9 +206,8 @@ class MicroBatches(Sampler[list[int]]):
             loader: a prepared loader with this sampler.
             accumulation: micro-batches of this process for one update.
         """
-        per_epoch = len(self.plan(0))
         while first < last:
-            epoch, done = divmod(first, per_epoch)
+            epoch, done = divmod(first, self.per_epoch)
             plan = self.start(epoch=epoch, first=done, last=done + last - first)
             micro_batches = iter(loader)
             for rows in plan:

@@ -120,7 +120,9 @@ def describe(
 
     say("updates", f"{len(plan):,} per epoch, {timetable.num_updates:,} in total")
     say("global batch", f"{plan.sizes.min()} to {plan.sizes.max()} rows")
-    say("micro-batch", f"at most {plan.most_rows} rows")
+    by_tokens = plan.lengths is not None and plan.num_micro_batches > 1
+    rows = f"about {plan.most_rows} rows, of equally many tokens"
+    say("micro-batch", rows if by_tokens else f"at most {plan.most_rows} rows")
     say("processes", f"{accelerator.num_processes}")
     say("gradient accumulation", f"{accelerator.gradient_accumulation_steps}")
     say("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")

@@ -9,6 +9,7 @@ from lib.data.batching import (
     FillingCollator,
     MicroBatches,
     compiled_multiple,
+    deal,
     dropout_seed,
     num_tokens,
     padding_share,
@@ -84,7 +85,8 @@ def test_the_order_equals_a_plain_implementation(
             "length_grouping": length_grouping,
         }
         lengths = LENGTHS[:num_rows]
-        assert plan(lengths=lengths, **arguments) == plain_plan(lengths.tolist(), **arguments)
+        found = plan(lengths=lengths, by_tokens=num_micro_batches == 1, **arguments)
+        assert found == plain_plan(lengths.tolist(), **arguments)
 
 
 @pytest.mark.parametrize("length_grouping", [True, False])
@@ -101,17 +103,76 @@ def test_batches_are_cut_evenly():
     assert sizes == [31] * 12 + [32] * 103
 
 
-def test_micro_batches_differ_by_one_row_and_few_tokens():
-    for batch in plan(num_micro_batches=4):
+def test_micro_batches_dealt_by_rows_differ_by_one_row_and_few_tokens():
+    for batch in plan(num_micro_batches=4, by_tokens=False):
         sizes = [len(rows) for rows in batch]
         assert max(sizes) - min(sizes) <= 1
         means = [np.mean([LENGTHS[row] for row in rows]) for rows in batch]
         assert max(means) - min(means) < 8
 
 
-def test_batches_are_the_same_on_any_number_of_processes():
-    alone = [sorted(rows) for batch in plan() for rows in batch]
-    shared = [sorted(flat([batch])) for batch in plan(num_micro_batches=6)]
+@pytest.mark.parametrize(
+    ("lengths", "parts"),
+    [
+        ([9, 3, 3, 3], [1, 3]),  # 9 tokens each, where an even cut has 18 and 6
+        ([6, 5, 3, 2, 2, 2], [1, 2, 3]),  # 6, 10 and 6 tokens; an even cut has 12, 6 and 4
+        ([4, 4, 4, 4, 4], [3, 2]),  # an even cut is as good as any
+        ([7, 5], [1, 1, 0]),
+        ([3, 0, 0], [1, 2]),  # a text may be empty
+    ],
+)
+def test_long_rows_are_dealt_with_few_others(lengths, parts):
+    assert deal(lengths, len(parts)) == parts
+
+
+def test_no_cut_has_a_smaller_largest_part():
+    """All cuts are tried."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        num_rows = int(generator.integers(3, 11))
+        num_parts = int(generator.integers(2, min(num_rows, 4) + 1))
+        lengths = sorted(generator.integers(1, 60, num_rows).tolist(), reverse=True)
+
+        def largest(counts, lengths=lengths):
+            starts = np.cumsum(counts) - counts
+            return max(n * lengths[start] for n, start in zip(counts, starts, strict=True))
+
+        cuts = [
+            counts
+            for counts in itertools.product(range(1, num_rows + 1), repeat=num_parts)
+            if sum(counts) == num_rows
+        ]
+        assert tuple(deal(lengths, num_parts)) in cuts
+        assert largest(deal(lengths, num_parts)) == min(map(largest, cuts))
+
+
+@pytest.mark.parametrize("length_grouping", [True, False])
+def test_micro_batches_are_padded_to_few_tokens(length_grouping):
+    """Where rows are of all lengths, an even number of them is no even amount of work."""
+    by_tokens, by_rows = (
+        [
+            [num_tokens(LENGTHS, [rows])[1] for rows in batch]
+            for batch in planned(
+                num_micro_batches=8,
+                batch_size=128,
+                by_tokens=by_tokens,
+                length_grouping=length_grouping,
+            )
+        ]
+        for by_tokens in (True, False)
+    )
+    assert all(max(ours) <= max(theirs) for ours, theirs in zip(by_tokens, by_rows, strict=True))
+    assert np.mean([max(ours) / np.mean(ours) for ours in by_tokens]) < 1.05
+    if not length_grouping:
+        assert np.sum(by_tokens) < 0.75 * np.sum(by_rows)
+
+
+@pytest.mark.parametrize("length_grouping", [True, False])
+@pytest.mark.parametrize("by_tokens", [True, False])
+def test_batches_are_the_same_on_any_number_of_processes(length_grouping, by_tokens):
+    options = {"length_grouping": length_grouping, "by_tokens": by_tokens}
+    alone = [sorted(rows) for batch in plan(**options) for rows in batch]
+    shared = [sorted(flat([batch])) for batch in plan(num_micro_batches=6, **options)]
     assert alone == shared
 
 
@@ -201,6 +262,38 @@ def test_an_epoch_is_planned_once():
         sampler.start(epoch=0, first=first)
     sampler.start(epoch=1)
     assert epochs == [0, 1]
+
+
+@pytest.mark.parametrize("first", [0, 100_000])
+def test_a_late_update_is_dealt_without_those_before(first):
+    """A run that resumes there plans that epoch alone, and draws its micro-batches alone."""
+    from accelerate.data_loader import prepare_data_loader
+
+    epochs, drawn = [], []
+
+    def plan(epoch):
+        epochs.append(epoch)
+        return planned(epoch=epoch, num_micro_batches=2)
+
+    sampler = MicroBatches(plan, per_epoch=115)
+    loader = prepare_data_loader(
+        DataLoader(range(3668), batch_sampler=sampler, collate_fn=lambda r: drawn.append(r) or r),
+        num_processes=2,
+        process_index=0,
+        even_batches=False,
+        put_on_device=False,
+    )
+    dealt = [
+        (rows, list(micro_batches))
+        for rows, micro_batches in sampler.updates(loader, 1, first, first + 1)
+    ]
+    epoch, index = divmod(first, 115)
+    mine, others = planned(epoch=epoch, num_micro_batches=2)[index]
+    assert [[part.tolist() for part in rows] for rows, _ in dealt] == [
+        [mine.tolist(), others.tolist()]
+    ]
+    assert epochs == [epoch]
+    assert drawn == [mine.tolist()]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])

@@ -285,6 +285,21 @@ def test_dry_run_describes_the_run_and_writes_nothing(flags, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "micro_batch"),
+    [
+        ("--gradient_accumulation_steps=2", "about 4 rows, of equally many tokens"),
+        ("--per_device_train_batch_size=4", "at most 4 rows"),
+    ],
+)
+def test_rows_are_dealt_by_tokens_unless_their_number_is_given(
+    flags, tmp_path, capsys, flag, micro_batch
+):
+    run(flags, tmp_path / "out", "--dry_run", flag)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "micro-batch" in line)
+    assert line[23:] == micro_batch
+
+
 def test_keeps_another_run_in_the_folder(flags, tmp_path):
     run(flags, tmp_path, "--max_train_steps=1")
     (tmp_path / "mine.txt").write_text("mine")
