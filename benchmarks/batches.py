@@ -26,7 +26,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 from transformers import AutoTokenizer
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 
-from benchmarks.scale import tokenized
+from benchmarks.scale import MAX_LENGTH
 from lib.data.batching import Integers, num_tokens, plan_epoch
 from lib.data.splits import load_splits
 from lib.data.tokenizing import row_lengths
@@ -59,7 +59,7 @@ def mrpc(dataset_name: str, model_name_or_path: str) -> Integers:
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
     splits = load_splits(dataset_name, task_name="mrpc")
-    return row_lengths(tokenized(splits, tokenizer).train)
+    return row_lengths(splits.tokenized(tokenizer, max_length=MAX_LENGTH).train)
 
 
 def ours(lengths: Integers, epoch: int, num_processes: int, rows: int, **options: bool) -> Updates:
