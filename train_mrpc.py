@@ -51,7 +51,7 @@ from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
 from lib.hub import prefetch, upload
 from lib.model import layers, loading
-from lib.report import predictions, results
+from lib.report import results
 from lib.report.description import announce, describe
 from lib.tracking.progress import quiet_libraries
 from lib.tracking.run_log import RunLog
@@ -199,7 +199,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         if state.num_worse >= patience:
             log.progress.say(f"stopped early: {patience} evaluations without a better {metric}")
         best_model = best.load(trust_remote_code=config.trust_remote_code)
-        scores, predicted = predictions.score_splits(
+        scores, predicted = results.score_splits(
             folder.path, best_model, eval_loaders, accelerator, splits.task, stop.check, config.seed
         )
     except Preempted as preempted:
