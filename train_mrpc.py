@@ -20,12 +20,12 @@ ARGUMENTS = sys.argv if __name__ == "__main__" else xla.script_arguments(__file_
 if ARGUMENTS:
     SIGNALS.listen(launcher=ARGUMENTS is not sys.argv)  # first: one may arrive during the imports
 
+from lib.cli import rules, startup
 from lib.cli.config import TrainConfig
-from lib.cli.rules import num_warmup_updates, resolve
-from lib.cli.startup import exit_status, start
+from lib.finished import finished_lines
 
 if ARGUMENTS:
-    CONFIG = start(ARGUMENTS)  # bad flags are rejected before the slow imports below
+    CONFIG = startup.start(ARGUMENTS, finished_lines)  # rejects bad flags before slow imports
 
 import math
 from functools import partial
@@ -82,7 +82,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     )
     collectives.check_world(accelerator.num_processes)
     commits = collectives.from_main_process(accelerator, partial(folder.commits, config.to_dict()))
-    config, accumulation = resolve(config, accelerator.num_processes, commits)
+    config, accumulation = rules.resolve(config, accelerator.num_processes, commits)
     accelerator.gradient_accumulation_steps = accumulation
     stop = StopSignal(signals, accelerator)
     stop.check()
@@ -313,18 +313,18 @@ def make_optimizer(
         eps=config.adam_epsilon,
         fused=devices.has_fused_adamw(accelerator.device),
     )
-    warmup = num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, num_updates)
+    warmup = rules.num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, num_updates)
     kind = config.lr_scheduler_type
     return optimizer, optimization.learning_rate_schedule(optimizer, kind, warmup, num_updates)
 
 
 def launched() -> None:
     """Entry point of one TPU chip: `main_training_function` in tpu.yaml."""
-    with exit_status():
+    with startup.running():
         main(CONFIG)
 
 
 if __name__ == "__main__":
-    with exit_status():
+    with startup.running():
         main(CONFIG)
     ignore_stop_signals()

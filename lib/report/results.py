@@ -4,7 +4,7 @@ import dataclasses
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +33,7 @@ from lib.distributed.collectives import on_main_process
 from lib.hub.download import card_metadata
 from lib.model.loading import revision_of
 from lib.report import predictions
-from lib.report.finished_run import DATA_FILE, PAGE_FILE, read_finished_run
+from lib.report.finished_run import DATA_FILE, final_lines, read_finished_run, scores_of
 from lib.report.page.mistakes import shorten, worst_rows
 from lib.tracking.run_log import RunLog
 from lib.training.curves import scores_of_classes
@@ -41,9 +41,7 @@ from lib.training.evaluation import Predictions, predict, score
 from lib.training.metrics import (
     answers_of,
     confidence_intervals,
-    display_name,
     has_labels,
-    metric_names,
     other_metrics,
     predictions_of,
 )
@@ -51,9 +49,6 @@ from lib.training.optimization import class_weights
 
 CARD_FILE = "README.md"
 EVAL_RESULTS_FILE = ".eval_results/results.yaml"
-
-# Characters of the columns of scores on the terminal.
-SPLIT_WIDTH, METRIC_WIDTH = 12, 24
 
 PACKAGES = (
     "accelerate",
@@ -188,23 +183,9 @@ def finish(
     folder.write_status("finished", results["num_updates"])
     if config["save_only_model"]:
         folder.discard_checkpoints()
-    for line in score_lines(results, splits.task):
+    scores, _ = scores_of(results, splits.task)
+    for line in final_lines(folder.path, splits.task, scores, results["best_update"]):
         print(line)
-    print(f"best model, of update {results['best_update']}: {folder.path}")
-    print(f"report: {folder.path / PAGE_FILE}")
-
-
-def score_lines(results: Mapping[str, Any], task: Task) -> Iterator[str]:
-    """Yield a line for each metric of each split with labels, with its 95% interval."""
-    for part, found in (("eval", task.validation), ("test", task.test)):
-        for prefix, split in zip((part, f"{part}_mm"), found, strict=False):
-            for metric in metric_names(task.metrics, task.others):
-                value = results.get(f"{prefix}_{metric}")
-                interval = results.get(f"{prefix}_{metric}_ci95")
-                if value is not None:
-                    name = display_name(metric, task.labels)
-                    between = f"  ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
-                    yield f"{split:<{SPLIT_WIDTH}}{name:<{METRIC_WIDTH}}{value:.4f}{between}"
 
 
 def write_results(
