@@ -20,12 +20,12 @@ ARGUMENTS = sys.argv if __name__ == "__main__" else xla.script_arguments(__file_
 if ARGUMENTS:
     SIGNALS.listen(launcher=ARGUMENTS is not sys.argv)  # first: one may arrive during the imports
 
+from lib.cli import rules, startup
 from lib.cli.config import TrainConfig
-from lib.cli.rules import num_warmup_updates, resolve
-from lib.cli.startup import exit_status, start
+from lib.finished import finished_lines
 
 if ARGUMENTS:
-    CONFIG = start(ARGUMENTS)  # bad flags are rejected before the slow imports below
+    CONFIG = startup.start(ARGUMENTS, finished_lines)  # rejects bad flags before slow imports
 
 import math
 from functools import partial
@@ -51,7 +51,7 @@ from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
 from lib.hub import prefetch, upload
 from lib.model import layers, loading
-from lib.report import predictions, results
+from lib.report import results
 from lib.report.description import announce, describe
 from lib.tracking.progress import quiet_libraries
 from lib.tracking.run_log import RunLog
@@ -82,7 +82,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     )
     collectives.check_world(accelerator.num_processes)
     commits = collectives.from_main_process(accelerator, partial(folder.commits, config.to_dict()))
-    config, accumulation = resolve(config, accelerator.num_processes, commits)
+    config, accumulation = rules.resolve(config, accelerator.num_processes, commits)
     accelerator.gradient_accumulation_steps = accumulation
     stop = StopSignal(signals, accelerator)
     stop.check()
@@ -197,7 +197,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         if state.num_worse >= patience:
             log.progress.say(f"stopped early: {patience} evaluations without a better {metric}")
         best_model = best.load(trust_remote_code=config.trust_remote_code)
-        scores, predicted = predictions.score_splits(
+        scores, predicted = results.score_splits(
             folder.path, best_model, eval_loaders, accelerator, splits.task, stop.check, config.seed
         )
     except Preempted as preempted:
@@ -305,18 +305,18 @@ def make_optimizer(
         eps=config.adam_epsilon,
         fused=devices.has_fused_adamw(accelerator.device),
     )
-    warmup = num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, num_updates)
+    warmup = rules.num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, num_updates)
     kind = config.lr_scheduler_type
     return optimizer, optimization.learning_rate_schedule(optimizer, kind, warmup, num_updates)
 
 
 def launched() -> None:
     """Entry point of one TPU chip: `main_training_function` in tpu.yaml."""
-    with exit_status():
+    with startup.running():
         main(CONFIG)
 
 
 if __name__ == "__main__":
-    with exit_status():
+    with startup.running():
         main(CONFIG)
     ignore_stop_signals()

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 # A wing imports from wings further down, never from its own line or above.
 LAYERS = [
-    {"predict", "export"},
+    {"predict", "export", "finished"},
     {"report", "compare", "doctor", "publish"},
     {"tracking", "calibration"},
     {"training", "checkpoints"},

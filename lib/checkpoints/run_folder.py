@@ -31,7 +31,6 @@ from lib.checkpoints.atomic import (
 )
 from lib.cli.resuming import LONGER_FLAGS, check_same_run
 from lib.errors import InputError, LostProcessError, Preempted
-from lib.hub.download import commit_of
 
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
@@ -117,6 +116,8 @@ class RunFolder:
         Raises:
             InputError: as `commit_of`, or as `read_config`.
         """
+        from lib.hub.download import commit_of  # the hub's client is slow to import
+
         before = {} if self.overwrite else read_config(self.path) or {}
         commits = {}
         for source, name in (

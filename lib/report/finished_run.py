@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ DATA_FILE = f"{FOLDER}/data.json"
 PAGE_FILE = f"{FOLDER}/index.html"
 
 AGAIN = "run the command of this run again"
+
+# Characters of the columns of scores on the terminal.
+SPLIT_WIDTH, METRIC_WIDTH = 12, 24
 
 # What the page and the card show of config.yaml.
 SETTINGS = (
@@ -194,7 +197,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         texts = {int(row): list(values) for row, values in data["texts"].items()}
     with _reading(folder / RESULTS_FILE) as path:
         results = json.loads(path.read_text(encoding="utf-8"))
-        scores, num_rows = _scores(results, task)
+        scores, num_rows = scores_of(results, task)
         best_update, num_updates = results["best_update"], results["num_updates"]
         calibration = results.get("calibration", {})
     with _reading(folder / CONFIG_FILE) as path:
@@ -278,7 +281,7 @@ def _log(path: Path, task: Task) -> tuple[dict[str, list[float]], dict[str, list
     return training, evaluations | {"update": [line["update"] for line in evaluated]}
 
 
-def _scores(results: Mapping[str, Any], task: Task) -> tuple[list[Score], dict[str, int]]:
+def scores_of(results: Mapping[str, Any], task: Task) -> tuple[list[Score], dict[str, int]]:
     """The scores of all_results.json, and the number of rows of each split that has some."""
     scores, num_rows = [], {}
     for part, splits in (("eval", task.validation), ("test", task.test)):
@@ -293,3 +296,18 @@ def _scores(results: Mapping[str, Any], task: Task) -> tuple[list[Score], dict[s
                 low_high = None if metric == "loss" else tuple(results[f"{prefix}_{metric}_ci95"])
                 scores.append(Score(split, metric, results[f"{prefix}_{metric}"], low_high))
     return scores, num_rows
+
+
+def final_lines(
+    folder: Path, task: Task, scores: Iterable[Score], best_update: int
+) -> Iterator[str]:
+    """Yield the last lines of a run: its scores with their 95% intervals, and where to look."""
+    shown = metric_names(task.metrics, task.others)
+    for score in scores:
+        if score.metric in shown:
+            name = display_name(score.metric, task.labels)
+            low_high = score.interval
+            between = f"  ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
+            yield (f"{score.split:<{SPLIT_WIDTH}}{name:<{METRIC_WIDTH}}{score.value:.4f}{between}")
+    yield f"best model, of update {best_update}: {folder}"
+    yield f"report: {folder / PAGE_FILE}"

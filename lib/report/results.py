@@ -1,10 +1,11 @@
-"""The results of a finished run, and the report and model card made from them."""
+"""The scores of the best model, and the files that a finished run leaves beside it."""
 
 import dataclasses
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from lib.backends.devices import device_name, precision
+from lib.calibration.cross_fitting import calibrate, store
 from lib.checkpoints.atomic import write_json, write_text, writing
 from lib.checkpoints.run_folder import (
     HELD_OUT_FILE,
@@ -25,21 +29,26 @@ from lib.checkpoints.run_folder import (
 )
 from lib.data.splits import Splits
 from lib.data.tasks import Task
+from lib.distributed.collectives import on_main_process
 from lib.hub.download import card_metadata
 from lib.model.loading import revision_of
 from lib.report import predictions
-from lib.report.finished_run import DATA_FILE, PAGE_FILE, read_finished_run
+from lib.report.finished_run import DATA_FILE, final_lines, read_finished_run, scores_of
 from lib.report.page.mistakes import shorten, worst_rows
 from lib.tracking.run_log import RunLog
-from lib.training.evaluation import Predictions
-from lib.training.metrics import display_name, metric_names
+from lib.training.curves import scores_of_classes
+from lib.training.evaluation import Predictions, predict, score
+from lib.training.metrics import (
+    answers_of,
+    confidence_intervals,
+    has_labels,
+    other_metrics,
+    predictions_of,
+)
 from lib.training.optimization import class_weights
 
 CARD_FILE = "README.md"
 EVAL_RESULTS_FILE = ".eval_results/results.yaml"
-
-# Characters of the columns of scores on the terminal.
-SPLIT_WIDTH, METRIC_WIDTH = 12, 24
 
 PACKAGES = (
     "accelerate",
@@ -53,6 +62,89 @@ PACKAGES = (
     "scipy",
     "tokenizers",
 )
+
+
+def score_splits(
+    folder: Path,
+    model: nn.Module,
+    loaders: Mapping[str, DataLoader[Any]],
+    accelerator: Accelerator,
+    task: Task,
+    between_batches: Callable[[], None],
+    seed: int,
+) -> tuple[dict[str, Any], Predictions]:
+    """Predict every split, write the predictions, and score the splits with labels.
+
+    Args:
+        loaders: prepared, by split.
+        seed: of the bootstrap.
+
+    Returns:
+        The scores on the main process, as `write_split` returns them, prefixed by `eval_` or
+        `test_` (`eval_mm_` and `test_mm_` for MNLI's mismatched rows), with what `calibrate` fits
+        under `calibration`, and the predictions of the split that chooses the best model.
+
+    Raises:
+        InputError: on all processes, if the folder cannot be written.
+    """
+    scores: dict[str, Any] = {}
+    predicted = {}
+    for part, splits in (("eval", task.validation), ("test", task.test)):
+        found = [split for split in splits if split in loaders]
+        for prefix, split in zip((part, f"{part}_mm"), found, strict=False):
+            predicted[split] = predict(model, loaders[split], accelerator, between_batches)
+            write = partial(write_split, folder, split, predicted[split], task, seed=seed)
+            written = on_main_process(accelerator, write) or {}
+            scores |= {f"{prefix}_{name}": value for name, value in written.items()}
+    chosen_on = predicted[task.validation[0]]
+    if accelerator.is_main_process and task.labels:
+        logits, labels = chosen_on.logits, chosen_on.labels
+        calibration = calibrate(logits, labels, task.metrics, seed=seed)
+        if calibration:
+            store(folder, calibration)
+            scores["calibration"] = calibration
+    return scores, chosen_on
+
+
+def write_split(
+    folder: Path, split: str, predicted: Predictions, task: Task, *, seed: int
+) -> dict[str, Any]:
+    """Write the predictions of a split; return its scores with intervals, if it has labels.
+
+    Returns:
+        The task's metrics, `other_metrics` and `loss`, each metric's 95% interval as
+        `<metric>_ci95`, `num_rows`, `classes` (as `scores_of_classes` returns it), and
+        `collapsed_to` if every row is predicted as one class.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    target = folder / predictions.FOLDER
+    with writing(target):
+        target.mkdir(exist_ok=True)
+    logits, labels = predicted.logits, predicted.labels
+    predictions.write_predictions(target / f"{split}.jsonl", logits, labels, task.labels)
+    if split in task.test and task.submissions:
+        name = task.submissions[task.test.index(split)]
+        answers = predictions_of(logits)
+        predictions.write_submission(
+            target / name, answers, task.labels, submits_names=task.submits_names
+        )
+    if not has_labels(labels):
+        return {"num_rows": len(labels)}
+    others, answers = other_metrics(task), predictions_of(logits)
+    evaluated = score(predicted, task, others)
+    intervals = confidence_intervals(task.metrics, answers, labels, seed=seed)
+    for name in others:
+        intervals |= confidence_intervals([name], answers_of(logits, name), labels, seed=seed)
+    results: dict[str, Any] = dict(evaluated.scores)
+    results |= {f"{name}_ci95": list(interval) for name, interval in intervals.items()}
+    results["num_rows"] = len(labels)
+    if task.labels:
+        results["classes"] = scores_of_classes(answers, labels, task.labels)
+    if evaluated.collapsed_to is not None:
+        results["collapsed_to"] = evaluated.collapsed_to
+    return results
 
 
 def finish(
@@ -91,23 +183,9 @@ def finish(
     folder.write_status("finished", results["num_updates"])
     if config["save_only_model"]:
         folder.discard_checkpoints()
-    for line in score_lines(results, splits.task):
+    scores, _ = scores_of(results, splits.task)
+    for line in final_lines(folder.path, splits.task, scores, results["best_update"]):
         print(line)
-    print(f"best model, of update {results['best_update']}: {folder.path}")
-    print(f"report: {folder.path / PAGE_FILE}")
-
-
-def score_lines(results: Mapping[str, Any], task: Task) -> Iterator[str]:
-    """Yield a line for each metric of each split with labels, with its 95% interval."""
-    for part, found in (("eval", task.validation), ("test", task.test)):
-        for prefix, split in zip((part, f"{part}_mm"), found, strict=False):
-            for metric in metric_names(task.metrics, task.others):
-                value = results.get(f"{prefix}_{metric}")
-                interval = results.get(f"{prefix}_{metric}_ci95")
-                if value is not None:
-                    name = display_name(metric, task.labels)
-                    between = f"  ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
-                    yield f"{split:<{SPLIT_WIDTH}}{name:<{METRIC_WIDTH}}{value:.4f}{between}"
 
 
 def write_results(

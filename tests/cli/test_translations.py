@@ -14,7 +14,7 @@ from conftest import ROOT
 from lib.backends.settings import use_precision
 from lib.cli.config import FLAGS
 from lib.cli.parsing import parse_arguments
-from lib.cli.startup import start
+from lib.cli.startup import running, start
 from lib.cli.translations import ALIASES, EQUALS, NAMES, OFF, REMARKS
 from lib.errors import InputError
 from train_mrpc import main
@@ -202,7 +202,8 @@ def test_accelerate_is_asked_for_the_precision_of_the_flag(flags, tmp_path, acce
     """The launcher sets "no" where it was told nothing."""
     accelerate_options.setenv("ACCELERATE_MIXED_PRECISION", "no")
     config = start(["train_mrpc.py", *flags, f"--output_dir={tmp_path}", "--bf16"])
-    main(config)
+    with running():
+        main(config)
     assert json.loads((tmp_path / "manifest.json").read_text())["precision"] == "bf16"
 
 
