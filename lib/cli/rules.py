@@ -13,7 +13,9 @@ from lib.backends.settings import MIXED_PRECISION
 from lib.data.files.paths import expand
 from lib.errors import InputError
 
-if TYPE_CHECKING:  # it imports this module
+if TYPE_CHECKING:  # slow, and a module that imports this one
+    from accelerate.state import AcceleratorState
+
     from lib.cli.config import TrainConfig
 
 DEFAULT_TRAIN_BATCH_SIZE = 32
@@ -116,6 +118,11 @@ def _check_updates(config: "TrainConfig") -> None:
             "--lr_scheduler_type constant has no warm-up, got --num_warmup_steps "
             f"{config.num_warmup_steps}: use constant_with_warmup"
         )
+    if config.per_device_train_batch_size == "auto" and config.gradient_accumulation_steps:
+        raise InputError(
+            "--per_device_train_batch_size auto decides --gradient_accumulation_steps too, got "
+            f"{config.gradient_accumulation_steps}: leave it out"
+        )
     if config.max_train_steps is not None:
         num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, config.max_train_steps)
 
@@ -148,17 +155,19 @@ def _check_adapters(config: "TrainConfig") -> None:
 
 
 def resolve(
-    config: "TrainConfig", num_processes: int, commits: Mapping[str, Any]
+    config: "TrainConfig", state: "AcceleratorState", commits: Mapping[str, Any]
 ) -> tuple["TrainConfig", int]:
     """Return the configuration without open choices, and the accumulation of each process.
 
     The choices are the same for any number of processes.
 
     Args:
+        state: how many processes there are, and on what.
         commits: those of the model and the data set, as `RunFolder.commits` returns them.
 
     Raises:
-        InputError: as `resolve_batch_sizes`, or the environment lacks the precision.
+        InputError: as `resolve_batch_sizes`, the environment lacks the precision, or the sizes
+            cannot be found by trying.
     """
     wanted = config.mixed_precision()
     if wanted not in (None, os.environ.get(MIXED_PRECISION)):
@@ -166,11 +175,15 @@ def resolve(
             f"{wanted}=True came too late for Accelerate: set {MIXED_PRECISION}={wanted} in the "
             "environment before the Accelerator is made, as the command line does"
         )
+    per_device = config.per_device_train_batch_size
+    if isinstance(per_device, str):
+        _check_automatic(state)
+        per_device = None
     batch_size, accumulation = resolve_batch_sizes(
         config.train_batch_size,
-        config.per_device_train_batch_size,
+        per_device,
         config.gradient_accumulation_steps,
-        num_processes,
+        state.num_processes,
     )
     by_device = config.per_device_train_batch_size is not None
     resolved = dataclasses.replace(
@@ -181,6 +194,26 @@ def resolve(
         gradient_accumulation_steps=None if by_device else config.gradient_accumulation_steps,
     )
     return resolved, accumulation
+
+
+def _check_automatic(state: "AcceleratorState") -> None:
+    """Refuse `auto` where an update cannot be repeated in smaller micro-batches.
+
+    FSDP2 and DeepSpeed communicate in the forward and backward passes, so that a process which runs
+    out of memory in one leaves the others waiting. XLA allocates later than its errors could be
+    caught, and compiled models and XLA are made for one size.
+    """
+    backend, compiler = state.distributed_type.value, state.dynamo_plugin.backend.value
+    if backend in ("FSDP", "DEEPSPEED", "XLA"):
+        where = backend
+    elif compiler != "NO":
+        where = f"the compiler {compiler.lower()}"
+    else:
+        return
+    raise InputError(
+        f"--per_device_train_batch_size auto does not work with {where}, where an update that ran "
+        "out of memory cannot be done again: give a number of rows"
+    )
 
 
 def num_warmup_updates(num_warmup_steps: int | None, warmup_ratio: float, num_updates: int) -> int:

@@ -167,8 +167,8 @@ REMARKS = {
         ),
         LOADER,
     ),
-    "auto_find_batch_size": "give a smaller --per_device_train_batch_size beside "
-    "--train_batch_size, which keeps the rows of an update",
+    "auto_find_batch_size": "give --per_device_train_batch_size auto, and the rows of an update as "
+    "--train_batch_size",
     "data_seed": "--seed decides the order of the rows too",
     "full_determinism": "--seed decides order, dropout and new weights; torch's deterministic "
     "kernels are not asked for",
@@ -290,7 +290,7 @@ REMARKS = {
     **dict.fromkeys(("log_level", "log_level_replica", "log_on_each_node"), LOGS),
     "disable_tqdm": "the progress bar is shown on a terminal only: redirect stderr to a file",
     **dict.fromkeys(("include_num_input_tokens_seen", "include_tokens_per_second"), TOKENS),
-    "skip_memory_metrics": "memory is not measured",
+    "skip_memory_metrics": "the peak is measured in every run, which takes no time",
     "debug": "a loss that is not finite ends the run, with its update and rows",
     "trackio_space_id": "set TRACKIO_SPACE_ID in the environment",
     "trackio_bucket_id": "set TRACKIO_SPACE_ID in the environment: trackio makes its bucket",
