@@ -27,9 +27,12 @@ def training_flops(model: nn.Module) -> RowFlops | None:
     Source: Kaplan et al. (2020), section 2.1; Chowdhery et al. (2022, PaLM), appendix B.
     """
     stacked = any(isinstance(part, nn.ModuleList) for part in model.modules())
-    if not isinstance(model, PreTrainedModel) or not stacked or model.config.is_encoder_decoder:
+    if not isinstance(model, PreTrainedModel) or not stacked:
         return None
-    width, depth = model.config.hidden_size, model.config.num_hidden_layers
+    names = ("hidden_size", "num_hidden_layers", "is_encoder_decoder")
+    width, depth, has_decoder = (getattr(model.config, name, 0) for name in names)
+    if not (width and depth) or has_decoder:
+        return None
     layers = encoder_layers(model)
     repeats, rest = divmod(depth, len(layers))  # ALBERT runs the same layer again and again
     if rest:
