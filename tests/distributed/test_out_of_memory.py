@@ -2,14 +2,18 @@
 
 import os
 import subprocess
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
 from accelerate.utils import DistributedType, DynamoBackend
 from conftest import ROOT, assert_same_run, torchrun
 from runs import assert_same_course, error_line, run, run_and_exit, run_until
 from small_memory import PLACES, memory_for
+from transformers import BertForSequenceClassification
 
 from lib.cli.config import TrainConfig
 from lib.cli.rules import resolve
@@ -97,6 +101,33 @@ def test_a_resumed_run_does_not_run_out_of_memory_again(
     assert found(folder) == "4\n"
     assert "an earlier start ran out of memory: at most 4 rows" in capsys.readouterr().err
     assert_same_run(halved, folder, "step_14")
+
+
+def test_nothing_of_an_update_that_failed_is_kept(flags, tmp_path):
+    """Its activations would leave less memory to the smaller micro-batches."""
+    saved, alive = [], []
+    forward = BertForSequenceClassification.forward
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            saved.append(weakref.ref(self))
+
+    def watched(model, **batch):
+        if not model.training:
+            return forward(model, **batch)
+        alive.append(sum(activation() is not None for activation in saved))
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda activation: activation.tensor):
+            return forward(model, **batch)
+
+    with (
+        mock.patch.object(BertForSequenceClassification, "forward", watched),
+        memory_for(4, after=3, where="backward") as failed,
+    ):
+        run(flags, tmp_path, AUTO)
+    assert failed == [8]
+    assert set(alive) == {0}
 
 
 def test_another_run_in_the_folder_searches_anew(with_dropout, tmp_path):
