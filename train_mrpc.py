@@ -46,6 +46,7 @@ from lib.data import batching
 from lib.data.splits import Splits, load_splits
 from lib.data.tokenizing import model_columns, row_lengths
 from lib.distributed import collectives
+from lib.distributed.out_of_memory import MicroBatchSize, check_repeatable
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
@@ -81,6 +82,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         project_dir=config.output_dir,
     )
     collectives.check_world(accelerator.num_processes)
+    check_repeatable(config.per_device_train_batch_size, accelerator.state)
     commits = collectives.from_main_process(accelerator, partial(folder.commits, config.to_dict()))
     config, accumulation = rules.resolve(config, accelerator.num_processes, commits)
     accelerator.gradient_accumulation_steps = accumulation
@@ -104,7 +106,6 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     fsdp.configure(accelerator, model, layers.encoder_layers)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
-    assert accelerator.gradient_accumulation_steps == accumulation, "a backend has its own"
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
     if config.dry_run:
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
@@ -122,7 +123,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     source = collectives.from_main_process(accelerator, claim)
     collectives.on_all_processes(accelerator, folder.check_shared)
     describe_update = partial(optimization.describe_update, sampler.plan, schedule)
-    meter = Meter(accelerator, optimizer, describe_update, folder.started)
+    meter = Meter(accelerator, model, optimizer, describe_update, folder.started)
     best = BestModel(folder.path, accelerator, model, tokenizer)
     objects = {"meter": meter, "scaler": accelerator.scaler}
     checkpoints = Checkpoints(
@@ -140,7 +141,10 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     metric = config.metric_for_best_model or metrics.best_metric_name(splits.task.metrics)
     eval_loader = eval_loaders[splits.task.validation[0]]
     patience = config.early_stopping_patience or math.inf
-    updates = sampler.updates(train_loader, accumulation, state.update, num_updates)
+    updates = sampler.updates(train_loader, accelerator.num_processes, state.update, num_updates)
+    micro_batch_size = MicroBatchSize(
+        accelerator, model, optimizer, sampler, config.per_device_train_batch_size, folder, source
+    )
     try:
         model.train()
         while True:
@@ -162,27 +166,29 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
             if state.num_worse >= patience or not (following := next(updates, None)):
                 break
             global_batch, micro_batches = following
-            meter.speed.start()
+            meter.start_update()
             total_weight = criterion.total_weight(global_batch)  # the number of rows by default
+            logits = loss = None  # a graph that did not fit must not be kept
             for index, batch in enumerate(micro_batches):
                 stop.check()
                 place = (config.seed, state.update, index, accelerator.process_index)
                 set_seed(batching.dropout_seed(*place))
                 labels, _ = batch.pop("labels"), batch.pop("row")
-                with accelerator.accumulate(model):
+                with accelerator.accumulate(model), micro_batch_size.attempt():
                     logits = model(**batch).logits
                     loss = criterion.sum(logits, labels)
                     meter.add_loss(loss)
                     # The loss of an update is the mean over its rows, however they are split.
                     # Accelerate divides by the accumulation and DDP by the processes: undo both.
-                    scale = accumulation * accelerator.num_processes / total_weight
+                    scale = sampler.num_micro_batches / total_weight
                     accelerator.backward(loss * scale)
-                    if accelerator.sync_gradients:
-                        max_norm = config.max_grad_norm or math.inf
-                        grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
-                        meter.guard_update(state.update + 1, total_weight, grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
+            if not micro_batch_size.fits():
+                continue  # the same update again, on all processes
+            max_norm = config.max_grad_norm or math.inf
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+            meter.guard_update(state.update + 1, total_weight, grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
             schedule.step()
             state.update += 1
             tokens = batching.num_tokens(lengths, global_batch, collator.padded_length)
@@ -278,7 +284,8 @@ def make_loaders(
         by_tokens=not (compiled or config.pad_to_max_length or config.per_device_train_batch_size),
         **config.values("seed", "length_grouping"),
     )
-    sampler = batching.MicroBatches(plan, -(-len(tokenized.train) // config.train_batch_size))
+    per_epoch = -(-len(tokenized.train) // config.train_batch_size)
+    sampler = batching.MicroBatches(plan, per_epoch, num_micro_batches)
     train_loader = DataLoader(
         tokenized.train,
         batch_sampler=sampler,

@@ -29,14 +29,14 @@ REPEATS = 5
 def sampler_of(lengths: Integers, num_processes: int) -> MicroBatches:
     rows = ROWS_PER_PROCESS * num_processes
     plan = partial(plan_epoch, lengths, seed=42, batch_size=rows, num_micro_batches=num_processes)
-    return MicroBatches(plan, -(-len(lengths) // rows))
+    return MicroBatches(plan, -(-len(lengths) // rows), num_processes)
 
 
 def deal(sampler: MicroBatches, num_processes: int, first: int, num_updates: int) -> list[float]:
     """Deal updates from number `first` on; return the processor-seconds of each."""
     loader = BatchSamplerShard(sampler, num_processes, 0, even_batches=False)
     seconds = []
-    updates = sampler.updates(loader, 1, first, first + num_updates)
+    updates = sampler.updates(loader, num_processes, first, first + num_updates)
     for _ in range(num_updates):
         started = time.process_time()
         _, micro_batches = next(updates)

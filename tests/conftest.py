@@ -326,7 +326,12 @@ def last_update(folder: Path) -> int:
         return 0
 
 
-CLOCKS = ("examples_per_second", "tokens_per_second")
+CLOCKS = (
+    "examples_per_second",
+    "tokens_per_second",
+    "model_tflops_per_second",
+    "peak_resident_memory_gib",
+)
 
 
 def assert_same_run(one: Path, other: Path, checkpoint: str) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import sys
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +20,52 @@ def device_name(device: torch.device) -> str:
         return "XLA"
     threads = torch.get_num_threads()
     return f"{device.type.upper()} ({threads} thread{'s' * (threads > 1)})"
+
+
+# Dense peak rates in TFLOP/s, by what is in the name of the GPU: fp32, and bf16 or fp16. Source:
+# NVIDIA's data sheets, which list the latter with sparsity, twice as high, for H100, H200 and L4.
+PEAK_TFLOPS = {
+    "H200": (67.0, 989.5),
+    "H100 PCIe": (51.0, 756.5),
+    "H100 80GB HBM3": (67.0, 989.5),
+    "A100": (19.5, 312.0),
+    "L4": (30.3, 121.0),
+    "T4": (8.1, 65.0),
+    "V100-SXM2": (15.7, 125.0),
+}
+# These have tensor cores for fp16 only.
+WITHOUT_BF16 = ("T4", "V100-SXM2")
+
+
+def peak_tflops(accelerator: Accelerator) -> float | None:
+    """Return the published rate of this process's GPU in the run's precision; None if not known."""
+    device = accelerator.device
+    if device.type != "cuda":
+        return None
+    name, used = device_name(device), precision(accelerator)
+    for known, (single, half) in PEAK_TFLOPS.items():
+        if re.search(rf"\b{known}\b", name) and "MIG" not in name:
+            if used == "no":  # with TF32, the rate is another
+                return single if torch.get_float32_matmul_precision() == "highest" else None
+            return None if used == "bf16" and known in WITHOUT_BF16 else half
+    return None
+
+
+def peak_memory(device: torch.device) -> tuple[str, float] | None:
+    """Return the most memory of this process so far, in GiB, by name; None where it is not known.
+
+    What PyTorch allocated on a GPU; on a CPU all that was resident: libraries and files count too.
+    """
+    if device.type == "cpu" and sys.platform in ("linux", "darwin"):
+        import resource  # Windows has no such module
+
+        unit = 1024 if sys.platform == "linux" else 1  # of ru_maxrss, in bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return "peak_resident_memory_gib", peak / 2**30
+    if device.type in ("cuda", "xpu"):
+        peak = getattr(torch, device.type).max_memory_allocated(device)
+        return "peak_device_memory_gib", peak / 2**30
+    return None
 
 
 def has_fused_adamw(device: torch.device) -> bool:

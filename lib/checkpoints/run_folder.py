@@ -26,6 +26,7 @@ from lib.checkpoints.atomic import (
     recover,
     remove,
     write_json,
+    write_text,
     write_yaml,
     writing,
 )
@@ -42,6 +43,8 @@ PROVENANCE_FILE = "manifest.json"
 HELD_OUT_FILE = "validation_rows.json"
 WANDB_RUN_FILE = "wandb_run_id"
 WANDB_ALERTS_FILE = "wandb_alerts"
+# What --per_device_train_batch_size auto found; without it the next start would search again.
+MICRO_BATCH_FILE = "micro_batch_size"
 
 # What file systems without locks answer, such as some NFS mounts.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -188,7 +191,7 @@ class RunFolder:
             for path in existing:
                 if source is None or path.resolve() != source.resolve():
                     discard(path)
-            for name in (METRICS_FILE, WANDB_RUN_FILE, WANDB_ALERTS_FILE):
+            for name in (METRICS_FILE, WANDB_RUN_FILE, WANDB_ALERTS_FILE, MICRO_BATCH_FILE):
                 (self.path / name).unlink(missing_ok=True)
         update = 0 if source is None else manifest.read(source)["update"]
         self.write_status("running", update)
@@ -260,6 +263,33 @@ class RunFolder:
             raise InputError(
                 f"--output_dir {self.path} is not shared by all machines: give a folder that is"
             )
+
+    def found_micro_batch_size(self, source: Path | None) -> int | None:
+        """Return the rows of a micro-batch that an earlier start found to fit, or None.
+
+        Args:
+            source: the checkpoint that the run resumes from, maybe in the folder of another.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        path = (self.path if source is None else source.parent) / MICRO_BATCH_FILE
+        try:
+            size = int(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error}): remove it") from error
+        self.keep_micro_batch_size(size)
+        return size
+
+    def keep_micro_batch_size(self, size: int) -> None:
+        """Keep the rows of a micro-batch that fit, for later starts of this run.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        write_text(self.path / MICRO_BATCH_FILE, f"{size}\n")
 
     def write_status(self, status: str, update: int, **more: str) -> None:
         """Write how the run stands: running, preempted (run it again), finished or failed.

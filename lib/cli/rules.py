@@ -116,6 +116,11 @@ def _check_updates(config: "TrainConfig") -> None:
             "--lr_scheduler_type constant has no warm-up, got --num_warmup_steps "
             f"{config.num_warmup_steps}: use constant_with_warmup"
         )
+    if config.per_device_train_batch_size == "auto" and config.gradient_accumulation_steps:
+        raise InputError(
+            "--per_device_train_batch_size auto decides --gradient_accumulation_steps too, got "
+            f"{config.gradient_accumulation_steps}: leave it out"
+        )
     if config.max_train_steps is not None:
         num_warmup_updates(config.num_warmup_steps, config.warmup_ratio, config.max_train_steps)
 
@@ -166,9 +171,10 @@ def resolve(
             f"{wanted}=True came too late for Accelerate: set {MIXED_PRECISION}={wanted} in the "
             "environment before the Accelerator is made, as the command line does"
         )
+    per_device = config.per_device_train_batch_size
     batch_size, accumulation = resolve_batch_sizes(
         config.train_batch_size,
-        config.per_device_train_batch_size,
+        None if isinstance(per_device, str) else per_device,
         config.gradient_accumulation_steps,
         num_processes,
     )

@@ -55,7 +55,7 @@ EQUALS: dict[str, dict[str, tuple[str, Any] | None]] = {
     "save_on_each_node": {"false": None},
     "save_safetensors": {"true": None},
     "save_strategy": {"epoch": ("checkpointing_steps", "epoch")},
-    "skip_memory_metrics": {"true": None},
+    "skip_memory_metrics": {"true": None, "false": None},
     "train_sampling_strategy": {
         "group_by_length": ("length_grouping", True),
         "random": ("length_grouping", False),
@@ -168,8 +168,8 @@ REMARKS = {
         ),
         LOADER,
     ),
-    "auto_find_batch_size": "give a smaller --per_device_train_batch_size beside "
-    "--train_batch_size, which keeps the rows of an update",
+    "auto_find_batch_size": "give --per_device_train_batch_size auto, and the rows of an update as "
+    "--train_batch_size",
     "data_seed": "--seed decides the order of the rows too",
     "full_determinism": "--seed decides order, dropout and new weights; torch's deterministic "
     "kernels are not asked for",
@@ -291,7 +291,7 @@ REMARKS = {
     **dict.fromkeys(("log_level", "log_level_replica", "log_on_each_node"), LOGS),
     "disable_tqdm": "the progress bar is shown on a terminal only: redirect stderr to a file",
     **dict.fromkeys(("include_num_input_tokens_seen", "include_tokens_per_second"), TOKENS),
-    "skip_memory_metrics": "memory is not measured",
+    "skip_memory_metrics": "the peak of memory is read when a line is logged, which takes no time",
     "debug": "a loss that is not finite ends the run, with its update and rows",
     "trackio_space_id": "set TRACKIO_SPACE_ID in the environment",
     "trackio_bucket_id": "set TRACKIO_SPACE_ID in the environment: trackio makes its bucket",

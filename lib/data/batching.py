@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -174,19 +174,35 @@ class MicroBatches(Sampler[list[int]]):
     Args:
         plan: the plan of an epoch, from its number; made once while an epoch lasts.
         per_epoch: updates of every epoch; by default, those of epoch 0, which is then planned.
+        num_micro_batches: of an update at first; by default as many as planned for epoch 0.
+
+    Attributes:
+        num_micro_batches: of an update. When it changes, `updates` repeats its last update with as
+            many.
     """
 
     batch_size = None
     drop_last = False
 
-    def __init__(self, plan: Callable[[int], Plan], per_epoch: int | None = None) -> None:
-        self.plan = functools.lru_cache(maxsize=1)(plan)
-        self.per_epoch = per_epoch or len(self.plan(0))
+    def __init__(
+        self,
+        plan: Callable[[int], Plan],
+        per_epoch: int | None = None,
+        num_micro_batches: int | None = None,
+    ) -> None:
+        self.planned = functools.lru_cache(maxsize=1)(plan)
+        self.per_epoch = per_epoch or len(self.planned(0))
+        self.num_micro_batches = num_micro_batches or self.planned(0).num_micro_batches
 
     @functools.cached_property
     def batches(self) -> Plan:
         """What the next iteration yields: epoch 0, until `start` sets it."""
         return self.plan(0)
+
+    def plan(self, epoch: int) -> Plan:
+        """The plan of an epoch, in `num_micro_batches` for each update."""
+        planned = self.planned(epoch)
+        return dataclasses.replace(planned, num_micro_batches=self.num_micro_batches)
 
     def start(self, *, epoch: int, first: int = 0, last: int | None = None) -> Plan:
         """The updates `first` to `last` of `epoch`, which the next iteration yields."""
@@ -195,7 +211,7 @@ class MicroBatches(Sampler[list[int]]):
         return self.batches
 
     def updates(
-        self, loader: Iterable[Any], accumulation: int, first: int, last: int
+        self, loader: Iterable[Any], num_processes: int, first: int, last: int
     ) -> Iterator[tuple[list[Integers], Iterator[dict[str, torch.Tensor]]]]:
         """Yield the rows and this process's micro-batches of the updates `first` up to `last`.
 
@@ -204,16 +220,19 @@ class MicroBatches(Sampler[list[int]]):
 
         Args:
             loader: a prepared loader with this sampler.
-            accumulation: micro-batches of this process for one update.
+            num_processes: that it deals the micro-batches to.
         """
         while first < last:
             epoch, done = divmod(first, self.per_epoch)
             plan = self.start(epoch=epoch, first=done, last=done + last - first)
             micro_batches = iter(loader)
             for rows in plan:
-                yield rows, itertools.islice(micro_batches, accumulation)
-            assert next(micro_batches, None) is None  # and Accelerate has left the loader
-            first += len(plan)
+                yield rows, itertools.islice(micro_batches, plan.num_micro_batches // num_processes)
+                if plan.num_micro_batches != self.num_micro_batches:
+                    break
+                first += 1
+            else:
+                assert next(micro_batches, None) is None  # and Accelerate has left the loader
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
@@ -276,12 +295,26 @@ def longest_row(longest: Integers) -> Integers:
     return longest
 
 
+class Tokens(NamedTuple):
+    """Tokens of rows.
+
+    Attributes:
+        real: without padding.
+        padded: to which the micro-batches are padded.
+        squares: the sum of the squared lengths of the rows, without padding.
+    """
+
+    real: int
+    padded: int
+    squares: int
+
+
 def num_tokens(
     lengths: Integers,
     micro_batches: Iterable[Integers],
     padded_length: Callable[[Integers], Integers] = longest_row,
-) -> tuple[int, int]:
-    """Tokens of `micro_batches`: the real ones, and those that they are padded to.
+) -> Tokens:
+    """Count the tokens of `micro_batches`.
 
     Args:
         lengths: tokens of each row.
@@ -291,7 +324,8 @@ def num_tokens(
     sizes = np.array([len(rows) for rows in filled])
     tokens = lengths[np.concatenate(filled)]
     longest = np.maximum.reduceat(tokens, np.cumsum(sizes) - sizes)
-    return int(tokens.sum()), int((sizes * padded_length(longest)).sum())
+    squares = int(np.square(tokens, dtype=np.int64).sum())
+    return Tokens(int(tokens.sum()), int((sizes * padded_length(longest)).sum()), squares)
 
 
 def padding_share(
@@ -300,8 +334,8 @@ def padding_share(
     padded_length: Callable[[Integers], Integers] = longest_row,
 ) -> float:
     """Fraction of the tokens of `micro_batches` that is padding; arguments as in `num_tokens`."""
-    real, padded = num_tokens(lengths, micro_batches, padded_length)
-    return 1 - real / padded
+    tokens = num_tokens(lengths, micro_batches, padded_length)
+    return 1 - tokens.real / tokens.padded
 
 
 def padding_shares(lengths: Integers, plan: Plan, collator: FillingCollator) -> dict[str, float]:

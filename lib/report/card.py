@@ -59,7 +59,7 @@ which was made on the {run.split} rows, nor another seed.
 |---|---|
 {settings}
 
-Trained on {run.provenance["device"]}.{_commits(run)} `config.yaml` holds the
+Trained on {run.provenance["device"]}: {run.cost}.{_commits(run)} `config.yaml` holds the
 whole configuration, `manifest.json` the library versions, the commit and the fingerprint of the
 data.
 """

@@ -55,6 +55,16 @@ SETTINGS = (
 SOURCES = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
 OTHERS = ("task_name", "metric_for_best_model", "trust_remote_code", "dataset_revision")
 
+# Figures of `Meter.overall`: name, format and unit.
+COSTS = (
+    ("seconds", ",.0f", "s"),
+    ("examples_per_second", ",.1f", "examples/s"),
+    ("model_tflops_per_second", ".3g", "TFLOP/s"),
+    ("flops_utilization", ".1%", "of the published peak rate"),
+    ("peak_device_memory_gib", ".2f", "GiB of device memory at the peak"),
+    ("peak_resident_memory_gib", ".2f", "GiB of resident memory at the peak"),
+)
+
 PROVENANCE = (
     "command",
     "commit",
@@ -90,6 +100,7 @@ class FinishedRun:
         predicted, labels: as `read_predictions` returns them, of the split that chose the model.
         lengths: tokens of each training row, sorted.
         padding: as `batching.padding_shares` returns it.
+        costs: of the training, as `Meter.overall` returns them, without `train_`.
         texts: the text columns of the worst rows, by row.
         calibration: as `calibrate` returns it; empty where it fitted nothing.
         on_hub: whether the model and the data set, by the names of their flags, came from the hub.
@@ -110,6 +121,7 @@ class FinishedRun:
     labels: Array
     lengths: Array
     padding: dict[str, float]
+    costs: dict[str, float]
     texts: dict[int, list[str]]
     on_hub: dict[str, bool]
     calibration: dict[str, Any]
@@ -141,6 +153,16 @@ class FinishedRun:
             for name, value in shown.items()
             if value is not None
         }
+
+    @property
+    def cost(self) -> str:
+        """The time, speed, memory and padding of the training, as far as the run measured them."""
+        shown = [
+            f"{value:{form}} {unit}"
+            for name, form, unit in COSTS
+            if (value := self.costs.get(name)) is not None
+        ]
+        return ", ".join([*shown, f"{self.padding['this run']:.1%} of the tokens padding"])
 
     @property
     def best_metric(self) -> str:
@@ -200,6 +222,11 @@ def read_finished_run(folder: Path) -> FinishedRun:
         scores, num_rows = scores_of(results, task)
         best_update, num_updates = results["best_update"], results["num_updates"]
         calibration = results.get("calibration", {})
+        costs = {
+            name.removeprefix("train_"): float(value)
+            for name, value in results.items()
+            if name.startswith("train_")
+        }
     with _reading(folder / CONFIG_FILE) as path:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = {name: content[name] for name in (*SOURCES, *OTHERS)}
@@ -229,6 +256,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
         labels,
         lengths,
         padding=data["padding"],
+        costs=costs,
         texts=texts,
         on_hub=data["on_hub"],
         calibration=calibration,

@@ -1,4 +1,4 @@
-"""The loss, gradient norm, padding and speed of updates, read without stalling the device."""
+"""The loss, gradient norm, cost and padding of updates, read without stalling the device."""
 
 import math
 import time
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 
-from lib.backends import deepspeed
+from lib.backends import deepspeed, devices
 from lib.errors import NonFiniteError
+from lib.model.flops import RowFlops, training_flops
 
 # What is counted between two readings.
 COUNTS = ("total_weight", "num_tokens", "num_padded")
@@ -35,6 +36,7 @@ class Meter:
     def __init__(
         self,
         accelerator: Accelerator,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         describe_update: Callable[[int], str],
         started: float,
@@ -56,7 +58,18 @@ class Meter:
         self.total_weight = 0.0
         self.num_tokens = self.num_padded = 0
         self.learning_rate = 0.0
-        self.speed = Speed(started)
+        peak = devices.peak_tflops(accelerator)
+        self.speed = Speed(
+            started,
+            training_flops(accelerator.unwrap_model(model, keep_torch_compile=False)),
+            None if peak is None else peak * accelerator.num_processes,
+        )
+        self.peak_memory = 0.0
+
+    def start_update(self) -> None:
+        """Start an update, or the same one again; what it added so far does not count."""
+        self.speed.start()
+        self.update_loss.zero_()
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, summed over its rows."""
@@ -74,7 +87,6 @@ class Meter:
         self.total_weight += total_weight
         self.learning_rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
         self.loss_sum += self.update_loss
-        self.update_loss.zero_()
         if isinstance(grad_norm, Tensor) and hasattr(grad_norm, "full_tensor"):
             grad_norm = grad_norm.full_tensor()  # of FSDP, of which each rank has a part
         self.grad_norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
@@ -89,11 +101,11 @@ class Meter:
         elif self.by_deepspeed:
             self.check()
 
-    def count_update(self, num_rows: int, num_tokens: int, num_padded: int) -> None:
-        """Count the rows, tokens and padded tokens of an update, over all processes."""
+    def count_update(self, num_rows: int, num_tokens: int, num_padded: int, squares: int) -> None:
+        """Count the rows and, as `batching.Tokens`, the tokens of an update, over all processes."""
         self.num_tokens += num_tokens
         self.num_padded += num_padded
-        self.speed.add(num_rows, num_tokens)
+        self.speed.add(num_rows, num_tokens, squares)
 
     def check(self) -> None:
         """Wait for the device and the other processes.
@@ -124,7 +136,7 @@ class Meter:
         `loss` is the mean over the rows (with class weights, the weighted mean), `grad_norm` that
         of the last update (None if it is not finite, as under fp16 when the scaler skips an
         update), `padding` its share in the tokens, `learning_rate` the highest of the last update;
-        and those of `Speed.read`.
+        those of `Speed.read`, and `memory`.
 
         Raises:
             NonFiniteError: as `check`.
@@ -141,18 +153,34 @@ class Meter:
             "padding": padding,
             "learning_rate": self.learning_rate,
             **self.speed.read(),
+            **self.memory(),
         }
 
+    def memory(self) -> dict[str, float]:
+        """Return the peak of the process that has used most, by the kind of memory."""
+        peak = devices.peak_memory(self.accelerator.device)
+        if peak is None:
+            return {}
+        name, own = peak
+        everywhere = self.accelerator.gather(torch.tensor([own], device=self.accelerator.device))
+        self.peak_memory = max(self.peak_memory, everywhere.max().item())
+        return {name: self.peak_memory}
+
     def overall(self) -> dict[str, Any]:
-        """Return the speed of the whole run, however often it was resumed, and its `seconds`."""
-        speeds = {f"train_{name}": value for name, value in self.speed.overall().items()}
-        return speeds | {"seconds_to_first_update": self.speed.seconds_to_first_update}
+        """Return the cost of the whole run, however often it was resumed.
+
+        The speed, its `seconds`, and the peak of memory. All processes call this.
+        """
+        figures = self.speed.overall() | self.memory()
+        cost = {f"train_{name}": value for name, value in figures.items()}
+        return cost | {"seconds_to_first_update": self.speed.seconds_to_first_update}
 
     def state_dict(self) -> dict[str, Any]:
         """What was summed since the last reading; all processes call this."""
         sums = self.accelerator.gather(self.loss_sum.reshape(1)).tolist()
         counts = {name: getattr(self, name) for name in COUNTS}
-        return {"loss_sums": sums, **counts, "speed": self.speed.state_dict()}
+        speed = self.speed.state_dict()
+        return {"loss_sums": sums, **counts, "speed": speed, "peak_memory": self.peak_memory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, which may be of another number of processes."""
@@ -163,6 +191,7 @@ class Meter:
         for name in COUNTS:
             setattr(self, name, state[name])
         self.speed.load_state_dict(state["speed"])
+        self.peak_memory = state.get("peak_memory", 0.0)  # earlier versions did not measure it
 
 
 class UndoneSteps:
@@ -203,21 +232,25 @@ class UndoneSteps:
 
 
 class Speed:
-    """Rows and real tokens (no padding) per second of training; evaluations do not count.
+    """Rows, real tokens (no padding) and FLOPs per second of training, without evaluations.
+
+    Args:
+        flops: of a row, or None if they are not known.
+        peak_tflops: TFLOP/s of all devices, or None.
 
     Attributes:
         seconds_to_first_update: from the first start of the run.
     """
 
-    def __init__(self, started: float) -> None:
+    def __init__(self, started: float, flops: RowFlops | None, peak_tflops: float | None) -> None:
         self.started = started
+        self.flops = flops
+        self.peak_tflops = peak_tflops
         self.since: float | None = None
         self.seconds_to_first_update: float | None = None
-        self.rows = self.tokens = 0
+        self.rows = self.tokens = self.squares = 0
         self.seconds = 0.0
-        # At the last reading.
-        self.read_rows = self.read_tokens = 0
-        self.read_seconds = 0.0
+        self._mark()
 
     def start(self) -> None:
         """Start the clock, unless it runs."""
@@ -230,32 +263,35 @@ class Speed:
             self.seconds += time.perf_counter() - self.since
             self.since = None
 
-    def add(self, num_rows: int, num_tokens: int) -> None:
-        """Count the rows and real tokens of an update."""
+    def add(self, num_rows: int, num_tokens: int, squares: int) -> None:
+        """Count the rows and real tokens of an update, and the squared lengths of its rows."""
         if self.seconds_to_first_update is None:
             self.seconds_to_first_update = time.perf_counter() - self.started
         self.rows += num_rows
         self.tokens += num_tokens
+        self.squares += squares
 
     def read(self) -> dict[str, float]:
-        """Return `examples_per_second` and `tokens_per_second` since the last reading."""
+        """Return the rates since the last reading.
+
+        `examples_per_second`, `tokens_per_second`; `model_tflops_per_second` where the FLOPs are
+        known, and `flops_utilization`, its share of the peak rate, where that is.
+        """
         self.pause()
-        rates = self._rates(
-            self.rows - self.read_rows,
-            self.tokens - self.read_tokens,
-            self.seconds - self.read_seconds,
-        )
+        now = (self.rows, self.tokens, self.squares, self.seconds)
+        rates = self._rates(*(new - old for new, old in zip(now, self.marked, strict=True)))
         self._mark()
         self.start()
         return rates
 
     def overall(self) -> dict[str, float]:
         """Return the same over all updates, and the `seconds` they took."""
-        return {**self._rates(self.rows, self.tokens, self.seconds), "seconds": self.seconds}
+        rates = self._rates(self.rows, self.tokens, self.squares, self.seconds)
+        return {**rates, "seconds": self.seconds}
 
     def state_dict(self) -> dict[str, Any]:
         """The counts and seconds up to the last pause."""
-        names = ("rows", "tokens", "seconds", "seconds_to_first_update")
+        names = ("rows", "tokens", "squares", "seconds", "seconds_to_first_update")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -265,10 +301,18 @@ class Speed:
         self._mark()
 
     def _mark(self) -> None:
-        self.read_rows, self.read_tokens = self.rows, self.tokens
-        self.read_seconds = self.seconds
+        """Remember where the next reading starts."""
+        self.marked = (self.rows, self.tokens, self.squares, self.seconds)
 
-    @staticmethod
-    def _rates(rows: int, tokens: int, seconds: float) -> dict[str, float]:
+    def _rates(
+        self, rows: float, tokens: float, squares: float, seconds: float
+    ) -> dict[str, float]:
         seconds = max(seconds, 1e-9)
-        return {"examples_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
+        rates = {"examples_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
+        if self.flops is not None:
+            flops = self.flops.linear * tokens + self.flops.square * squares
+            rates["model_tflops_per_second"] = flops / seconds / 1e12
+            if self.peak_tflops is not None:
+                utilization = rates["model_tflops_per_second"] / self.peak_tflops
+                rates["flops_utilization"] = utilization
+        return rates

@@ -169,12 +169,14 @@ def test_an_update_that_is_not_finite_leaves_no_trace(fused):
 
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
-    meter = Meter(Accelerator(), optimizer, lambda update: f"look at {update}", 0.0)
+    model = torch.nn.Linear(1, 1)  # of which the FLOPs are not known
+    meter = Meter(Accelerator(), model, optimizer, lambda update: f"look at {update}", 0.0)
     for update, slope in enumerate((1.0, math.inf, 1.0), start=1):
         weight.grad = torch.full((3,), slope)
+        meter.start_update()
         meter.add_loss(torch.tensor(2.0))
         meter.guard_update(update, 1, weight.grad.norm())
-        meter.count_update(1, 3, 4)
+        meter.count_update(1, 3, 4, 9)
         optimizer.step()
         if update == 1:
             after_one = weight.detach().clone()

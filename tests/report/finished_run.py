@@ -49,6 +49,10 @@ def write_finished_run(
         **scores,
         **{f"eval_{name}_ci95": [0.7, 0.8] for name in names},
         "eval_num_rows": len(predictions),
+        "train_seconds": 61.4,
+        "train_examples_per_second": 20.0,
+        "train_model_tflops_per_second": 0.01234,
+        "train_peak_resident_memory_gib": 1.5,
         "best_update": 2,
         "num_updates": 2,
     }

@@ -133,6 +133,18 @@ def test_only_the_settings_that_applied_are_listed(tmp_path):
     assert "None" not in card
 
 
+COST = (
+    "61 s, 20.0 examples/s, 0.0123 TFLOP/s, 1.50 GiB of resident memory at the peak, "
+    "10.0% of the tokens padding"
+)
+
+
+def test_card_and_page_say_what_the_training_took(tmp_path):
+    folder = write_finished_run(tmp_path, PAIRS, LINES)
+    for name in ("README.md", "report/index.html"):
+        assert COST in (folder / name).read_text()
+
+
 def test_the_card_shows_the_plots(finished):
     folder, _ = finished
     shown = re.findall(r"!\[.+\]\((.+)\)", (folder / "README.md").read_text())

@@ -30,6 +30,7 @@ class Flag:
         help: one sentence, ending in a period.
         rule: range of the value.
         choices: the values that are allowed.
+        words: what a number may be instead, such as auto.
         metavar: placeholder of the value in `--help`.
         resume: "same" if a resumed run must have the same value, "longer" if it may also be larger,
             "free" if the flag does not decide what a run computes.
@@ -44,6 +45,7 @@ class Flag:
     help: str
     rule: Range | None = None
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     metavar: str | None = None
     resume: Literal["same", "longer", "free"] = "same"
     is_path: bool = False
@@ -91,8 +93,8 @@ def checked(name: str, value: Any, declared: Flag) -> Any:
     Raises:
         InputError: the value breaks a rule.
     """
-    if value is None and declared.optional:
-        return None
+    if (value is None and declared.optional) or value in declared.words:
+        return value
     if declared.kind is tuple:
         items = (value,) if isinstance(value, str) else value
         if not isinstance(items, list | tuple):

@@ -41,10 +41,13 @@ class TrainingFlags:
         "Rows of one update, over all processes. Default: 32, or the next two make it.",
         rule=at_least(1, "it counts the rows of one update over all processes"),
     )
-    per_device_train_batch_size: int | None = _training(
+    per_device_train_batch_size: int | str | None = _training(
         None,
-        "Most rows of one forward pass. Alone: an update has this x accumulation x processes rows.",
-        rule=at_least(1, "it counts the rows of one forward pass"),
+        "Most rows of one forward pass; auto: as many as fit into memory. A number alone: an "
+        "update has this x accumulation x processes rows.",
+        rule=at_least(1, "it counts the rows of one forward pass; auto finds how many fit"),
+        words=("auto",),
+        metavar="N|auto",
         resume="free",
     )
     gradient_accumulation_steps: int | None = _training(

@@ -88,6 +88,7 @@ def _details(run: FinishedRun) -> list[tuple[str, str]]:
         ("settings", ", ".join(f"{name} {value}" for name, value in run.settings.items())),
         ("updates", f"{run.num_updates}; the saved model is that of update {run.best_update}"),
         ("device", f"{known['device']}, precision {known['precision']}"),
+        ("training", run.cost),
         ("versions", ", ".join(f"{name} {number}" for name, number in known["versions"].items())),
         ("commit", known["commit"] or "not run from a git repository"),
         ("command", known["command"]),
