@@ -21,7 +21,7 @@ if ARGUMENTS:
     SIGNALS.listen(launcher=ARGUMENTS is not sys.argv)  # first: one may arrive during the imports
 
 from lib.cli.config import TrainConfig
-from lib.cli.rules import num_warmup_updates, resolve
+from lib.cli.rules import num_warmup_updates, resolve, resolve_precision
 from lib.cli.startup import exit_status, start
 
 if ARGUMENTS:
@@ -68,7 +68,7 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     folder = RunFolder(config.output_dir, overwrite=overwrite, resume_from=resume_from)
     push = upload.pushed_when_finished(folder.path, config.push_options())
     with push, folder, process_group(config.peer_timeout):
-        return train(config, folder, signals)
+        return train(resolve_precision(config, folder.earlier_config()), folder, signals)
 
 
 def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str, Any]:

@@ -13,6 +13,7 @@ TRUE = ("1", "true", "yes", "y", "t", "on")
 FALSE = ("0", "false", "no", "n", "f", "off", "none", "")
 
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+PRECISIONS = ("no", "bf16", "fp16")
 FSDP = "ACCELERATE_USE_FSDP"
 DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 # What each of them makes Accelerate's `distributed_type`.
@@ -217,7 +218,7 @@ def check(environment: Mapping[str, str], accumulation: int | None) -> None:
 
 
 def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> None:
-    """Ask Accelerate for a mixed precision, bf16 or fp16, as its launcher does.
+    """Ask Accelerate for a mixed precision, as its launcher does; "auto" is asked for later.
 
     "no" in the environment is what the launcher sets where it was told nothing, and its
     questionnaire writes it to every file: there is no telling it from a wish.
@@ -230,10 +231,11 @@ def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> 
         return
     if told != "no":
         raise InputError(
-            f"--{wanted} contradicts accelerate launch --mixed_precision {told} "
+            f"--mixed_precision {wanted} contradicts accelerate launch --mixed_precision {told} "
             f"({MIXED_PRECISION}): leave one of them out"
         )
-    environment[MIXED_PRECISION] = wanted
+    if wanted != "auto":  # which needs PyTorch and all processes: `resolve_precision`
+        environment[MIXED_PRECISION] = wanted
 
 
 def unused(environment: Mapping[str, str]) -> list[str]:
@@ -270,7 +272,7 @@ def _dishonored(environment: Mapping[str, str], settings: tuple[Setting, ...]) -
 
 def _check_precision(value: str) -> None:
     """Accelerate runs fp32 for a name that it does not know, such as BF16 in capitals."""
-    if value not in ("no", "fp16", "bf16"):
+    if value not in PRECISIONS:
         raise InputError(
             f"Accelerate's mixed_precision: {value} ({MIXED_PRECISION}) is none of no, bf16 and "
             "fp16, in which this script runs: set bf16"

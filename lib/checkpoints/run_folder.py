@@ -109,6 +109,14 @@ class RunFolder:
                 self.write_status("failed", update, reason=reason)
         self.lock.release()
 
+    def earlier_config(self) -> dict[str, Any]:
+        """Return the configuration of the run that resumes; empty if none does.
+
+        Raises:
+            InputError: as `read_config`.
+        """
+        return {} if self.overwrite else read_config(self.path) or {}
+
     def commits(self, config: Mapping[str, Any]) -> dict[str, str | None]:
         """Return the commits of the model and the data set, as flags that name a revision.
 
@@ -117,7 +125,7 @@ class RunFolder:
         Raises:
             InputError: as `commit_of`, or as `read_config`.
         """
-        before = {} if self.overwrite else read_config(self.path) or {}
+        before = self.earlier_config()
         commits = {}
         for source, name in (
             ("model_name_or_path", "model_revision"),

@@ -41,7 +41,7 @@ def start(arguments: list[str]) -> TrainConfig:
             hide_from_process_list(config.hub_token)
             os.environ["HF_TOKEN"] = config.hub_token
         settings.check(os.environ, config.gradient_accumulation_steps)
-        settings.use_precision(os.environ, config.mixed_precision())
+        settings.use_precision(os.environ, config.mixed_precision)
         deepspeed.check_settings()
         go_offline_if_unreachable(
             config.model_name_or_path,
