@@ -4,6 +4,7 @@
 heavy, as it is read before the slow imports.
 """
 
+import os
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
@@ -236,6 +237,18 @@ def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> 
         )
     if wanted != "auto":  # which needs PyTorch and all processes: `resolve_precision`
         environment[MIXED_PRECISION] = wanted
+
+
+def tune_cpu(environment: MutableMapping[str, str]) -> None:
+    """Set what PyTorch and its OpenMP read when they are imported; a user's own values win."""
+    if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
+        # The gradient of the embeddings is new memory at every update: huge pages turn thousands
+        # of page faults into a dozen. PyTorch warns on other kernels.
+        environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # At the end of each operator the threads wait for one another. By default libgomp's spin, and
+    # keep the core from the one that is waited for where another program takes one.
+    if "GOMP_SPINCOUNT" not in environment:
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def unused(environment: Mapping[str, str]) -> list[str]:

@@ -51,10 +51,7 @@ def start(arguments: list[str]) -> TrainConfig:
         if config.push_options() is not None:  # imports what reads HF_HUB_OFFLINE
             check_name(config.hub_model_id or Path(config.output_dir).resolve().name)
     settings.use_own_device(os.environ)
-    if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
-        # The gradient of the embeddings is new memory at every update: huge pages turn thousands
-        # of page faults into a dozen. PyTorch reads this at import, and warns on other kernels.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    settings.tune_cpu(os.environ)
     if os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None:
         print(f"train_mrpc: {header(config)}", flush=True)
     return config
