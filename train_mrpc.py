@@ -69,7 +69,7 @@ def main(config: TrainConfig, signals: Signals = SIGNALS) -> dict[str, Any]:
     folder = RunFolder(config.output_dir, overwrite=overwrite, resume_from=resume_from)
     push = upload.pushed_when_finished(folder.path, config.push_options())
     with push, folder, process_group(config.peer_timeout):
-        return train(config, folder, signals)
+        return train(rules.resolve_precision(config, folder.earlier_config()), folder, signals)
 
 
 def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str, Any]:

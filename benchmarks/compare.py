@@ -3,10 +3,10 @@
     python -m benchmarks.compare --dataset_name DIR --model_name_or_path DIR
     python -m benchmarks.compare ... --peer path/to/run_glue_no_trainer.py
 
-Each pair runs both programs over the same number of rows with the same batch, precision, threads
-and dropout. Steady training is compared with `plain_loop.py`, whole runs (start-up, training,
-evaluation, saving) with the peer. Medians over the pairs, and of the ratio within pairs, since a
-machine's speed drifts.
+Each pair runs both programs over the same number of rows with the same batch, threads and dropout;
+the other in fp32, as its documentation runs it, ours in --mixed_precision. Steady training is
+compared with `plain_loop.py`, whole runs (start-up, training, evaluation, saving) with the peer.
+Medians over the pairs, and of the ratio within pairs, since a machine's speed drifts.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
                 f"--train_batch_size={arguments.train_batch_size}",
                 "--warmup_ratio=0",
                 "--weight_decay=0.01",
+                f"--mixed_precision={arguments.mixed_precision}",
                 f"--max_eval_samples={arguments.max_eval_samples}",
                 "--max_predict_samples=1",
                 f"--output_dir={folder}",
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--max_train_samples", type=int, default=960)
     parser.add_argument("--max_eval_samples", type=int, default=408)
+    parser.add_argument("--mixed_precision", choices=["no", "bf16", "auto"], default="no")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--peer", help="path of the peer's script")
     arguments = parser.parse_args()

@@ -64,11 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     # Before PyTorch is imported, as a run does it.
     findings = [
         versions(REQUIREMENTS),
-        accelerate_settings(config.gradient_accumulation_steps, config.mixed_precision()),
+        accelerate_settings(config.gradient_accumulation_steps, config.mixed_precision),
         hub(*model, dataset),
         accelerators(),
         processes(environment),
-        precision(environment.get(settings.MIXED_PRECISION, "no")),
+        precision(config.mixed_precision or environment.get(settings.MIXED_PRECISION, "no")),
         threads(environment),
         launcher(environment),
         *caches(environment),
@@ -181,11 +181,14 @@ def precision(value: str) -> Finding:
     """Check that the hardware has the precision that was asked for."""
     import torch
 
-    from lib.backends.devices import computes_in_bf16
+    from lib.backends.devices import computes_in_bf16, fastest_precision
 
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if value == "fp16" and device.type == "cpu":
-        return Finding(NOTE, "precision", "CPUs have no fp16: fp32 instead; set bf16 or no")
+        other = "bf16 or no" if computes_in_bf16(device) else "no"
+        return Finding(NOTE, "precision", f"CPUs have no fp16: fp32 instead; set {other}")
+    if value == "auto":
+        value = fastest_precision(device)
     if value == "bf16" and not computes_in_bf16(device):
         other = "no" if device.type == "cpu" else "fp16"
         text = f"this {device.type.upper()} has no bf16 and only emulates it, slowly: set {other}"

@@ -17,7 +17,7 @@ FILES = ("config.json", "tokenizer_config.json", "README.md", "report/index.html
 
 
 def finished_lines(
-    config: Mapping[str, Any], precision: str, sources: Iterable[Path]
+    config: Mapping[str, Any], precision: str | None, sources: Iterable[Path]
 ) -> list[str] | None:
     """Return what to print of a run that is finished; None if there may be something to do.
 
@@ -26,7 +26,7 @@ def finished_lines(
 
     Args:
         config: as config.yaml has it, with the choices that do not need the hub.
-        precision: that Accelerate was asked for.
+        precision: that Accelerate was asked for; None if any will do.
         sources: files and folders of rows. One that changed after the run started is to be read.
     """
     # YAML and NumPy: a bad flag or --help should not wait for them.
@@ -49,7 +49,9 @@ def finished_lines(
     except (InputError, OSError):
         return None
     left_over = config["save_only_model"] and manifest.owned(folder)
-    same = _same(before, config) and run.provenance["precision"] == precision
+    if precision is None:
+        config = {**config, "mixed_precision": before.get("mixed_precision")}
+    same = _same(before, config) and precision in (None, run.provenance["precision"])
     if changed or left_over or not same:
         return None
     return [

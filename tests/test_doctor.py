@@ -116,6 +116,8 @@ def test_precisions_that_this_machine_lacks(report, monkeypatch):
     word, text = report(ACCELERATE_MIXED_PRECISION="fp16")["precision"]
     assert (word, "CPUs have no fp16" in text) == ("note", True)
     monkeypatch.setattr("lib.backends.devices.computes_in_bf16", lambda _: False)
+    assert report(ACCELERATE_MIXED_PRECISION="fp16")["precision"][1].endswith("instead; set no")
+    assert doctor.precision("auto") == ("ok", "precision", "fp32")
     word, text = report(ACCELERATE_MIXED_PRECISION="bf16")["precision"]
     assert (word, "emulates it, slowly: set no" in text) == ("note", True)
     word, text = report(ACCELERATE_MIXED_PRECISION="fp8")["accelerate"]

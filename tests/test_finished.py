@@ -167,3 +167,12 @@ def test_a_run_keeps_to_its_commits(again):
     assert again()
     assert again(f"--model_revision={'a' * 40}")
     assert not again(f"--model_revision={'b' * 40}")
+
+
+def test_auto_keeps_the_precision_of_the_run(again):
+    assert again("--mixed_precision=auto")
+    path = again.folder / "config.yaml"
+    changed = yaml.safe_load(path.read_text()) | {"mixed_precision": "bf16"}
+    path.write_text(yaml.safe_dump(changed))
+    assert again("--mixed_precision=auto")
+    assert not again()

@@ -11,6 +11,9 @@ from accelerate.utils import DistributedType, DynamoBackend
 
 from lib.backends import settings
 
+# MiniLM on an x86 processor with AVX2 and without AVX-512.
+SLOWER_IN_BF16 = "8 to 10 times "
+
 
 def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or the number of threads on a CPU."""
@@ -103,6 +106,14 @@ def computes_in_bf16(device: torch.device) -> bool:
     return oneDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def fastest_precision(device: torch.device) -> str:
+    """Return bf16 for a CPU or a CUDA GPU that computes in it, else "no".
+
+    On other devices it was never run.
+    """
+    return "bf16" if device.type in ("cpu", "cuda") and computes_in_bf16(device) else "no"
+
+
 def degradations(accelerator: Accelerator) -> list[str]:
     """Return a line for each way in which the run falls short of what was asked, or possible.
 
@@ -119,7 +130,10 @@ def degradations(accelerator: Accelerator) -> list[str]:
     if precision(accelerator) != accelerator.mixed_precision:
         lines.append("CPUs have no fp16: training in fp32")
     elif precision(accelerator) == "bf16" and not computes_in_bf16(device):
-        lines.append(f"{device_name(device)} has no bf16: training in it is slower than in fp32")
+        factor = SLOWER_IN_BF16 if device.type == "cpu" else ""
+        lines.append(
+            f"{device_name(device)} has no bf16: training in it is {factor}slower than in fp32"
+        )
     compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
     if compiled and device.type == "cuda" and accelerator.mixed_precision == "no":
         lines.append("Accelerate multiplies fp32 matrices in TF32 where it compiles the model")

@@ -4,6 +4,7 @@
 heavy, as it is read before the slow imports.
 """
 
+import os
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ TRUE = ("1", "true", "yes", "y", "t", "on")
 FALSE = ("0", "false", "no", "n", "f", "off", "none", "")
 
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+PRECISIONS = ("no", "bf16", "fp16")
 FSDP = "ACCELERATE_USE_FSDP"
 DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 # What each of them makes Accelerate's `distributed_type`.
@@ -217,7 +219,7 @@ def check(environment: Mapping[str, str], accumulation: int | None) -> None:
 
 
 def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> None:
-    """Ask Accelerate for a mixed precision, bf16 or fp16, as its launcher does.
+    """Ask Accelerate for a mixed precision, as its launcher does; "auto" is asked for later.
 
     "no" in the environment is what the launcher sets where it was told nothing, and its
     questionnaire writes it to every file: there is no telling it from a wish.
@@ -230,10 +232,23 @@ def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> 
         return
     if told != "no":
         raise InputError(
-            f"--{wanted} contradicts accelerate launch --mixed_precision {told} "
+            f"--mixed_precision {wanted} contradicts accelerate launch --mixed_precision {told} "
             f"({MIXED_PRECISION}): leave one of them out"
         )
-    environment[MIXED_PRECISION] = wanted
+    if wanted != "auto":  # which needs PyTorch and all processes: `resolve_precision`
+        environment[MIXED_PRECISION] = wanted
+
+
+def tune_cpu(environment: MutableMapping[str, str]) -> None:
+    """Set what PyTorch and its OpenMP read when they are imported; a user's own values win."""
+    if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
+        # The gradient of the embeddings is new memory at every update: huge pages turn thousands
+        # of page faults into a dozen. PyTorch warns on other kernels.
+        environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # At the end of each operator the threads wait for one another. By default libgomp's spin, and
+    # keep the core from the one that is waited for where another program takes one.
+    if "GOMP_SPINCOUNT" not in environment:
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def unused(environment: Mapping[str, str]) -> list[str]:
@@ -270,7 +285,7 @@ def _dishonored(environment: Mapping[str, str], settings: tuple[Setting, ...]) -
 
 def _check_precision(value: str) -> None:
     """Accelerate runs fp32 for a name that it does not know, such as BF16 in capitals."""
-    if value not in ("no", "fp16", "bf16"):
+    if value not in PRECISIONS:
         raise InputError(
             f"Accelerate's mixed_precision: {value} ({MIXED_PRECISION}) is none of no, bf16 and "
             "fp16, in which this script runs: set bf16"

@@ -111,6 +111,14 @@ class RunFolder:
                 self.write_status("failed", update, reason=reason)
         self.lock.release()
 
+    def earlier_config(self) -> dict[str, Any]:
+        """Return the configuration of the run that resumes; empty if none does.
+
+        Raises:
+            InputError: as `read_config`.
+        """
+        return {} if self.overwrite else read_config(self.path) or {}
+
     def commits(self, config: Mapping[str, Any]) -> dict[str, str | None]:
         """Return the commits of the model and the data set, as flags that name a revision.
 
@@ -121,7 +129,7 @@ class RunFolder:
         """
         from lib.hub.download import commit_of  # the hub's client is slow to import
 
-        before = {} if self.overwrite else read_config(self.path) or {}
+        before = self.earlier_config()
         commits = {}
         for source, name in (
             ("model_name_or_path", "model_revision"),

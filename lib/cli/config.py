@@ -62,10 +62,6 @@ class TrainConfig(
             return None
         return Holdout(self.seed, self.validation_share, self.folds, self.fold)
 
-    def mixed_precision(self) -> str | None:
-        """The precision that --bf16 or --fp16 asks for; None leaves it to Accelerate's launcher."""
-        return "bf16" if self.bf16 else "fp16" if self.fp16 else None
-
     def values(self, *names: str) -> dict[str, Any]:
         """The values of these flags by name, as keyword arguments of the same names."""
         return {name: getattr(self, name) for name in names}

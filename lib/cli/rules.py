@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.backends.settings import MIXED_PRECISION
+from lib.backends.settings import use_precision
 from lib.data.files.paths import expand
 from lib.errors import InputError
 
@@ -28,8 +28,6 @@ def check_rules(config: "TrainConfig") -> None:
     _check_files(config)
     _check_folders(config)
     _check_updates(config)
-    if config.bf16 and config.fp16:
-        raise InputError("--bf16 and --fp16 contradict each other: leave one of them out")
     _check_class_weights(config.class_weights)
     _check_adapters(config)
     if "none" in config.report_to and len(config.report_to) > 1:
@@ -152,6 +150,41 @@ def _check_adapters(config: "TrainConfig") -> None:
         )
 
 
+def resolve_precision(config: "TrainConfig", before: Mapping[str, Any]) -> "TrainConfig":
+    """Ask Accelerate for the precision; decide what `--mixed_precision auto` is.
+
+    A run keeps the precision that it began with, whatever its processors are by now.
+
+    Args:
+        before: the configuration of the run that the main process resumes; empty if it begins.
+
+    Raises:
+        InputError: the launcher, or an earlier run of this Python process, has another precision.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    from lib.backends.devices import fastest_precision
+    from lib.distributed import collectives
+
+    wanted = config.mixed_precision
+    if wanted == "auto":
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator does
+        found = collectives.gather(
+            state, (before.get("mixed_precision"), fastest_precision(state.device))
+        )
+        fastest = {precision for _, precision in found}
+        wanted = found[0][0] or (fastest.pop() if len(fastest) == 1 else "no")
+    use_precision(os.environ, wanted)
+    shared = AcceleratorState._shared_state
+    if shared and wanted not in (None, AcceleratorState().mixed_precision):
+        raise InputError(
+            f"--mixed_precision {wanted}: this Python process has trained in another precision, "
+            "which Accelerate keeps; start a new process"
+        )
+    return dataclasses.replace(config, mixed_precision=wanted)
+
+
 def resolve(
     config: "TrainConfig", num_processes: int, commits: Mapping[str, Any]
 ) -> tuple["TrainConfig", int]:
@@ -163,14 +196,8 @@ def resolve(
         commits: those of the model and the data set, as `RunFolder.commits` returns them.
 
     Raises:
-        InputError: as `resolve_batch_sizes`, or the environment lacks the precision.
+        InputError: as `resolve_batch_sizes`.
     """
-    wanted = config.mixed_precision()
-    if wanted not in (None, os.environ.get(MIXED_PRECISION)):
-        raise InputError(
-            f"{wanted}=True came too late for Accelerate: set {MIXED_PRECISION}={wanted} in the "
-            "environment before the Accelerator is made, as the command line does"
-        )
     per_device = config.per_device_train_batch_size
     batch_size, accumulation = resolve_batch_sizes(
         config.train_batch_size,

@@ -28,7 +28,7 @@ from lib.hub.reach import go_offline_if_unreachable
 from lib.hub.upload import check_name
 
 # `finished_lines` of lib/finished.py, which imports this wing.
-FinishedLines = Callable[[Mapping[str, Any], str, Iterable[Path]], list[str] | None]
+FinishedLines = Callable[[Mapping[str, Any], str | None, Iterable[Path]], list[str] | None]
 
 
 def start(arguments: list[str], finished_lines: FinishedLines | None = None) -> TrainConfig:
@@ -51,7 +51,7 @@ def start(arguments: list[str], finished_lines: FinishedLines | None = None) -> 
             hide_from_process_list(config.hub_token)
             os.environ["HF_TOKEN"] = config.hub_token
         settings.check(os.environ, config.gradient_accumulation_steps)
-        settings.use_precision(os.environ, config.mixed_precision())
+        settings.use_precision(os.environ, config.mixed_precision)
         deepspeed.check_settings()
         if finished_lines is not None:
             exit_if_finished(config, finished_lines)
@@ -63,10 +63,7 @@ def start(arguments: list[str], finished_lines: FinishedLines | None = None) -> 
         if config.push_options() is not None:  # imports what reads HF_HUB_OFFLINE
             check_name(config.hub_model_id or Path(config.output_dir).resolve().name)
     settings.use_own_device(os.environ)
-    if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
-        # The gradient of the embeddings is new memory at every update: huge pages turn thousands
-        # of page faults into a dozen. PyTorch reads this at import, and warns on other kernels.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    settings.tune_cpu(os.environ)
     if prints():
         print(f"train_mrpc: {header(config)}", flush=True)
     gc.disable()
@@ -87,7 +84,8 @@ def exit_if_finished(config: TrainConfig, finished_lines: FinishedLines) -> None
         resolved, _ = resolve(config, int(os.environ.get("WORLD_SIZE", "1")), {})
     except InputError:
         return  # raised again for the number of processes that meet
-    precision = os.environ.get(settings.MIXED_PRECISION, "no")
+    automatic = config.mixed_precision == "auto"  # keeps the precision that the run has
+    precision = None if automatic else os.environ.get(settings.MIXED_PRECISION, "no")
     lines = finished_lines(resolved.to_dict(), precision, sources(config))
     if lines is not None:
         if prints():

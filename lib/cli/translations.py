@@ -33,6 +33,7 @@ ALIASES = {
 # Values that have an equal here: our flag and its value, or None where every run does that.
 EQUALS: dict[str, dict[str, tuple[str, Any] | None]] = {
     "average_tokens_across_devices": {"true": None},
+    "bf16": {"true": ("mixed_precision", "bf16")},
     "dataloader_drop_last": {"false": None},
     "dataloader_in_order": {"true": None},
     "dataloader_pin_memory": {"true": None},
@@ -43,6 +44,7 @@ EQUALS: dict[str, dict[str, tuple[str, Any] | None]] = {
     "eval_strategy": {"epoch": ("eval_every", None)},
     "evaluate_during_training": {"true": None},
     "evaluation_strategy": {"epoch": ("eval_every", None)},
+    "fp16": {"true": ("mixed_precision", "fp16")},
     "hub_strategy": {"end": None},
     "ignore_data_skip": {"false": None},
     "load_best_model_at_end": {"true": None},
@@ -78,6 +80,7 @@ OFF = {
     "adafactor",
     "auto_find_batch_size",
     "batch_eval_metrics",
+    "bf16",
     "bf16_full_eval",
     "cpu",
     "dataloader_persistent_workers",
@@ -86,6 +89,7 @@ OFF = {
     "eval_all_checkpoints",
     "eval_on_start",
     "eval_use_gather_object",
+    "fp16",
     "fp16_full_eval",
     "full_determinism",
     "hub_always_push",
@@ -111,7 +115,7 @@ OFF = {
 EVALUATES = "a run chooses its best model, so it evaluates every epoch, or every --eval_steps N"
 TOKENS = "tokens_per_second is in metrics.jsonl and in the results"
 OPTIMIZER = "PyTorch's AdamW is the only optimizer, fused where the device has that"
-PRECISION = "give --bf16 or --fp16, or accelerate launch --mixed_precision"
+PRECISION = "give --mixed_precision"
 LAUNCH = "Accelerate does this: accelerate launch {} train_mrpc.py"
 FILE = LAUNCH.format("--config_file accelerate_configs/{}.yaml")
 COMPILE = LAUNCH.format("--dynamo_backend inductor")
@@ -192,7 +196,7 @@ REMARKS = {
     "use_cache": "a classifier generates no text, and has no cache of keys and values",
     "past_index": "a classifier generates no text, and has no cache of keys and values",
     # Precision, devices and processes: Accelerate's
-    "mixed_precision": BEFORE + ", or give --bf16 or --fp16 here",
+    **dict.fromkeys(("bf16", "fp16"), "true, or give --mixed_precision"),
     **dict.fromkeys(
         (
             "bf16_full_eval",
@@ -344,6 +348,8 @@ def _equal(name: str, value: Any) -> tuple[str, Any] | None:
     if name not in NAMES:
         if name == "task_name" and isinstance(value, str):
             value = value.lower()  # as run_glue.py does
+        if name == "mixed_precision" and value is False:
+            value = "no"  # as YAML reads it
         if name == "metric_for_best_model" and isinstance(value, str):
             value = value.removeprefix("eval_")  # as Trainer does
         return name, value

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, gather_object
 
 from lib.backends import xla
@@ -32,7 +32,7 @@ def check_world(num_processes: int) -> None:
             )
 
 
-def gather(accelerator: Accelerator, value: Result) -> list[Result]:
+def gather(accelerator: Accelerator | PartialState, value: Result) -> list[Result]:
     """Return the values of all processes, by rank."""
     if accelerator.distributed_type == DistributedType.XLA:
         return xla.gather_object(value, accelerator.num_processes)

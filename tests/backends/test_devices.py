@@ -54,3 +54,16 @@ def test_says_how_a_run_falls_short(monkeypatch, environment, made, said):
         ),
     )
     assert devices.degradations(accelerator) == said
+
+
+def test_names_the_cost_of_bf16_on_a_cpu_without_it(monkeypatch):
+    monkeypatch.setattr(devices, "computes_in_bf16", lambda _: False)
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"),
+        num_processes=2,
+        distributed_type="MULTI_CPU",
+        mixed_precision="bf16",
+        state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO)),
+    )
+    (line,) = devices.degradations(accelerator)
+    assert line.endswith("has no bf16: training in it is 8 to 10 times slower than in fp32")

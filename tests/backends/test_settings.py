@@ -1,9 +1,13 @@
 """Each answer to `accelerate config` is honored, refused in one line, or said to have no effect."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from accelerate.commands import launch
 from accelerate.commands.config import cluster
 from accelerate.commands.config.config_args import ClusterConfig, SageMakerConfig
@@ -395,3 +399,32 @@ def test_the_script_refuses_before_its_slow_imports():
     assert done.returncode == 2
     assert "train_mrpc.py: error: Accelerate's mixed_precision: fp8" in done.stderr
     assert "| torch\n" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("own", "policy", "spins"),
+    [
+        ({}, "PASSIVE", "0"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "30000000000"),
+    ],
+)
+def test_threads_of_pytorch_wait_without_a_core(own, policy, spins):
+    """As libgomp says, which PyTorch's wheels bring, and which prints PASSIVE for no policy too."""
+    libgomp = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
+    code = (
+        "import ctypes, os; from lib.backends import settings; settings.tune_cpu(os.environ); "
+        f"ctypes.CDLL({str(libgomp)!r})"
+    )
+    unset = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**environment, **own, "OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

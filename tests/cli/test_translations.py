@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 
@@ -11,13 +10,10 @@ import transformers
 import yaml
 from conftest import ROOT
 
-from lib.backends.settings import use_precision
 from lib.cli.config import FLAGS
 from lib.cli.parsing import parse_arguments
-from lib.cli.startup import running, start
 from lib.cli.translations import ALIASES, EQUALS, NAMES, OFF, REMARKS
 from lib.errors import InputError
-from train_mrpc import main
 
 PAGE = (ROOT / "docs" / "from-run-glue.md").read_text()
 
@@ -98,7 +94,7 @@ def test_a_command_line_of_run_glue_means_what_it_means_there(capsys):
     assert config.wandb_project == theirs.project
     for name in FLAGS.keys() & FIELDS - {
         "gradient_checkpointing", "report_to", "num_train_epochs", "metric_for_best_model",
-        "push_to_hub", "hub_model_id", "hub_token", "resume_from_checkpoint", "bf16", "fp16",
+        "push_to_hub", "hub_model_id", "hub_token", "resume_from_checkpoint",
     }:  # fmt: skip
         assert getattr(config, name) == getattr(theirs, name, None), name
     said = capsys.readouterr().out.splitlines()
@@ -124,8 +120,9 @@ def test_a_command_line_of_run_glue_means_what_it_means_there(capsys):
         ("--per_gpu_train_batch_size 4", "per_device_train_batch_size", 4),
         ("--lr 3e-5", "learning_rate", 3e-5),
         ("--dataset_config_name rte", "task_name", "rte"),
-        ("--torch_compile false", "bf16", False),
-        ("--bf16", "bf16", True),
+        ("--torch_compile false", "mixed_precision", None),
+        ("--bf16", "mixed_precision", "bf16"),
+        ("--bf16 false --fp16 true", "mixed_precision", "fp16"),
     ],
 )
 def test_other_names(arguments, name, value):
@@ -140,10 +137,7 @@ def test_other_names(arguments, name, value):
             "--deepspeed ds.json",
             "--deepspeed: Accelerate .*accelerate_configs/deepspeed_zero2.yaml",
         ),
-        (
-            "--mixed_precision bf16",
-            "--mixed_precision: a flag of accelerate launch: .* or give --b",
-        ),
+        ("--fp16_full_eval", "--fp16_full_eval: give --mixed_precision"),
         ("--torch_compile", "--torch_compile: .*accelerate launch --dynamo_backend inductor train"),
         ("--optim adafactor", "--optim adafactor: PyTorch's AdamW is the only optimizer"),
         ("--eval_strategy no", "--eval_strategy no: a run chooses its best model, so it evaluates"),
@@ -157,7 +151,8 @@ def test_other_names(arguments, name, value):
         ("--save_strategy epoch --save_steps 5", "--save_strategy and --save_steps both decide"),
         ("--eval_steps 5 --eval_every 5", "--eval_steps and --eval_every both decide --eval_every"),
         ("--num_train_epochs 2.5", "--num_train_epochs takes a whole number, got '2.5'"),
-        ("--bf16 --fp16", "--bf16 and --fp16 contradict each other"),
+        ("--bf16 --fp16", "--bf16 and --fp16 both decide --mixed_precision"),
+        ("--mixed_precision auto --bf16", "--mixed_precision and --bf16 both decide --mixed_prec"),
     ],
 )
 def test_what_has_no_equal_gets_its_own_line(arguments, message):
@@ -196,35 +191,3 @@ def test_the_page_shows_command_lines_that_parse(tmp_path, monkeypatch):
     assert len(words) >= 3
     for command in words:
         parse_arguments(command[command.index("train_mrpc.py") + 1 :])
-
-
-def test_accelerate_is_asked_for_the_precision_of_the_flag(flags, tmp_path, accelerate_options):
-    """The launcher sets "no" where it was told nothing."""
-    accelerate_options.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    config = start(["train_mrpc.py", *flags, f"--output_dir={tmp_path}", "--bf16"])
-    with running():
-        main(config)
-    assert json.loads((tmp_path / "manifest.json").read_text())["precision"] == "bf16"
-
-
-def test_a_precision_that_contradicts_the_launcher_is_an_error():
-    environment = {"ACCELERATE_MIXED_PRECISION": "fp16"}
-    use_precision(environment, None)
-    use_precision(environment, "fp16")
-    with pytest.raises(
-        InputError, match="--bf16 contradicts accelerate launch --mixed_prec.* fp16"
-    ):
-        use_precision(environment, "bf16")
-    assert environment == {"ACCELERATE_MIXED_PRECISION": "fp16"}
-
-
-def test_a_precision_that_accelerate_was_not_asked_for_is_an_error(flags, tmp_path, monkeypatch):
-    """In Python nothing sets the environment before the Accelerator is made."""
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    config = parse_arguments([*flags, f"--output_dir={tmp_path / 'out'}", "--bf16"])
-    with pytest.raises(
-        InputError, match="bf16=True came too late .*ACCELERATE_MIXED_PRECISION=bf1"
-    ):
-        main(config)
-    assert "ACCELERATE_MIXED_PRECISION" not in os.environ
-    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from lib.backends.settings import PRECISIONS
 from lib.cli.flags.declaration import at_least, between, flag
 
 SCHEDULES = (
@@ -61,12 +62,12 @@ class TrainingFlags:
         "Recompute activations in the backward pass: less memory, slower, the same bits.",
         resume="free",
     )
-    bf16: bool = _training(
-        False,
-        "Mixed precision in bf16; accelerate launch --mixed_precision is the same.",
+    mixed_precision: str | None = _training(
+        None,
+        "auto is bf16 where all processes compute in it, else no. Default: as the launcher says.",
+        choices=("auto", *PRECISIONS),
         resume="free",  # the precision itself is a part of a checkpoint's identity
     )
-    fp16: bool = _training(False, "The same in fp16, with a scaled loss.", resume="free")
     length_grouping: bool = _training(
         True, "Form batches of rows of similar length, which saves padding."
     )
