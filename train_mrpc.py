@@ -141,6 +141,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     eval_loader = eval_loaders[splits.task.validation[0]]
     patience = config.early_stopping_patience or math.inf
     updates = sampler.updates(train_loader, accumulation, state.update, num_updates)
+    updates = log.profiled(updates, config.profile, meter.speed.pause)
     try:
         model.train()
         while True:
@@ -193,7 +194,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                 log.training(state.update, {"epoch": epoch, **meter.read()})
             elif log.progress.is_first(state.update):
                 log.progress.first_loss(state.update, meter.loss())
-        log.progress.close()
+        log.trained()
         if state.num_worse >= patience:
             log.progress.say(f"stopped early: {patience} evaluations without a better {metric}")
         best_model = best.load(trust_remote_code=config.trust_remote_code)

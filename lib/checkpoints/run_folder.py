@@ -43,6 +43,9 @@ PROVENANCE_FILE = "manifest.json"
 HELD_OUT_FILE = "validation_rows.json"
 WANDB_RUN_FILE = "wandb_run_id"
 WANDB_ALERTS_FILE = "wandb_alerts"
+# What --profile writes, which only --overwrite_output_dir deletes.
+PROFILE_FOLDER = "profile"
+PROFILE_FILES = f"{PROFILE_FOLDER}/updates_*_to_*"
 
 # What file systems without locks answer, such as some NFS mounts.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -189,6 +192,8 @@ class RunFolder:
                     discard(path)
             for name in (METRICS_FILE, WANDB_RUN_FILE, WANDB_ALERTS_FILE):
                 (self.path / name).unlink(missing_ok=True)
+            for path in self.path.glob(PROFILE_FILES):
+                path.unlink()
         update = 0 if source is None else manifest.read(source)["update"]
         self.write_status("running", update)
         self.claimed = True
