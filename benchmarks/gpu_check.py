@@ -223,9 +223,8 @@ def counting_syncs(seen: dict[str, Any]) -> Iterator[None]:
     """Count, by file and line, the operations for which the CPU waits for the GPU.
 
     From the start of an update to the next reading: `Meter.check` begins each, for a line of the
-    log, an evaluation or a checkpoint. What transformers does in the model counts apart: BERT asks
-    in each forward pass whether a row is padded. PyTorch does not see copies from memory that is
-    not pinned.
+    log, an evaluation or a checkpoint. What happens in the model of transformers counts apart.
+    PyTorch does not see copies from memory that is not pinned.
     """
     from lib.training.meter import Meter, Speed
 

@@ -56,7 +56,7 @@ class Profiler:
         self.last = min(done + self.warm_up + num_updates, last)
         self.folder = folder / PROFILE_FOLDER
         self.traced: Generator[Any, None, None] | None = None
-        self.discarded = False
+        self.cut_short = False
 
     def updates(self, updates: Iterator[Update]) -> Iterator[Update]:
         """Yield the same updates, and trace some of them."""
@@ -65,13 +65,13 @@ class Profiler:
 
     def finish(self) -> None:
         """Write what was traced, as no more updates come."""
-        if self.traced is not None:
-            self.traced.close()
+        self.cut_short = True
+        self.discard()
 
     def discard(self) -> None:
-        """Stop without writing; the run that resumes profiles its own updates."""
-        self.discarded = True
-        self.finish()
+        """Stop without writing; the run that resumes traces its own updates."""
+        if self.traced is not None:
+            self.traced.close()
 
     def _updates(self, updates: Iterator[Update]) -> Generator[Update, None, None]:
         if self.first > self.last:
@@ -109,12 +109,16 @@ class Profiler:
         return f".rank_{self.accelerator.process_index}.json"
 
     def _write(self, profiler: torch.profiler.profile) -> None:
+        """Write a trace that is complete or cut short; not that of a run that an error ended."""
+        done = profiler.step_num - self.warm_up
+        if not self.cut_short and done <= self.last - self.first:
+            return
         self.pause()
         device = self.accelerator.device
         # PyTorch's profiler does not see what an XLA device does.
         on_device = device.type not in ("cpu", "xla")
         times = times_of(profiler.events(), on_device=on_device)
-        if self.discarded or not times.num_updates:
+        if not times.num_updates:
             return
         last = self.first + times.num_updates - 1
         with writing(self.folder):
