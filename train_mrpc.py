@@ -188,7 +188,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
             state.update += 1
             tokens = batching.num_tokens(lengths, global_batch, collator.padded_length)
             meter.count_update(sum(map(len, global_batch)), *tokens)
-            log.progress.advance()
+            log.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
                 epoch = timetable.epochs(state.update)
                 log.training(state.update, {"epoch": epoch, **meter.read()})

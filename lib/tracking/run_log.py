@@ -135,6 +135,12 @@ class RunLog:
         )
         return self.profiler.updates(updates)
 
+    def advance(self) -> None:
+        """Count an update."""
+        if self.profiler is not None:
+            self.profiler.end_update()
+        self.progress.advance()
+
     def trained(self) -> None:
         """Close the progress bar after the last update, and a trace that it cut short."""
         if self.profiler is not None:

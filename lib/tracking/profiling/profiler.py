@@ -55,6 +55,9 @@ class Profiler:
         self.first = done + self.warm_up + 1
         self.last = min(done + self.warm_up + num_updates, last)
         self.folder = folder / PROFILE_FOLDER
+        self.num_ended = 0
+        self.profiler: torch.profiler.profile | None = None
+        self.update: record_function | None = None
         self.traced: Generator[Any, None, None] | None = None
         self.cut_short = False
 
@@ -85,21 +88,30 @@ class Profiler:
             schedule = {"active": self.last - self.first + 1, "repeat": 1}
             schedule |= {"wait": self.warm_up - 1, "warmup": 1}
             options = ProfileKwargs(schedule_option=schedule, on_trace_ready=self._write)
-            with self.accelerator.profile(options) as profiler:
-                for _ in range(self.warm_up):
-                    yield from self._next(updates, profiler)
-                self.say(
-                    f"tracing updates {self.first} to {self.last}: they are slower than others, "
-                    "and count in the speed"
-                )
-                for _ in range(self.first, self.last + 1):
-                    yield from self._next(updates, profiler)
+            try:
+                with self.accelerator.profile(options) as self.profiler:
+                    while self.num_ended < self.warm_up + schedule["active"]:
+                        if self.num_ended == self.warm_up and self.update is None:
+                            self.say(
+                                f"tracing updates {self.first} to {self.last}: they are slower "
+                                "than others, and count in the speed"
+                            )
+                        rows, micro_batches = next(updates)
+                        if self.update is None:  # else the same one again
+                            self.update = record_function(UPDATE)
+                            self.update.__enter__()
+                        yield rows, _fetched(micro_batches)
+            finally:
+                self.profiler = None
         yield from updates
 
-    @staticmethod
-    def _next(updates: Iterator[Update], profiler: torch.profiler.profile) -> Iterator[Update]:
-        rows, micro_batches = next(updates)
-        yield rows, _marked(micro_batches, profiler)
+    def end_update(self) -> None:
+        """Mark the end of an update; what follows until the next one is not a part of it."""
+        if self.profiler is not None and self.update is not None:
+            self.update.__exit__(None, None, None)
+            self.update = None
+            self.num_ended += 1
+            self.profiler.step()
 
     def _path(self, last: int, suffix: str) -> Path:
         return self.folder / f"updates_{self.first}_to_{last}{suffix}"
@@ -110,8 +122,7 @@ class Profiler:
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         """Write a trace that is complete or cut short; not that of a run that an error ended."""
-        done = profiler.step_num - self.warm_up
-        if not self.cut_short and done <= self.last - self.first:
+        if not self.cut_short and self.num_ended <= self.last - self.first + self.warm_up:
             return
         self.pause()
         device = self.accelerator.device
@@ -139,15 +150,11 @@ class Profiler:
         )
 
 
-def _marked(
-    micro_batches: Iterator[Batch], profiler: torch.profiler.profile
-) -> Generator[Batch, None, None]:
-    """Yield the micro-batches of an update, which ends when the loop asks for one more."""
-    with record_function(UPDATE):
-        while True:
-            with record_function(DATA):
-                batch = next(micro_batches, None)
-            if batch is None:
-                break
-            yield batch
-    profiler.step()
+def _fetched(micro_batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the micro-batches of an update, and mark the time in which each is fetched."""
+    while True:
+        with record_function(DATA):
+            batch = next(micro_batches, None)
+        if batch is None:
+            return
+        yield batch
