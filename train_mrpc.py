@@ -142,6 +142,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     eval_loader = eval_loaders[splits.task.validation[0]]
     patience = config.early_stopping_patience or math.inf
     updates = sampler.updates(train_loader, accelerator.num_processes, state.update, num_updates)
+    updates = log.profiled(updates, config.profile, meter.speed.pause)
     micro_batch_size = MicroBatchSize(
         accelerator, model, optimizer, sampler, config.per_device_train_batch_size, folder, source
     )
@@ -193,13 +194,13 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
             state.update += 1
             tokens = batching.num_tokens(lengths, global_batch, collator.padded_length)
             meter.count_update(sum(map(len, global_batch)), *tokens)
-            log.progress.advance()
+            log.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
                 epoch = timetable.epochs(state.update)
                 log.training(state.update, {"epoch": epoch, **meter.read()})
             elif log.progress.is_first(state.update):
                 log.progress.first_loss(state.update, meter.loss())
-        log.progress.close()
+        log.trained()
         if state.num_worse >= patience:
             log.progress.say(f"stopped early: {patience} evaluations without a better {metric}")
         best_model = best.load(trust_remote_code=config.trust_remote_code)

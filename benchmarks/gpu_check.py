@@ -141,8 +141,12 @@ class Bench:
         return dict(json.loads((self.folder / f"{name}.json").read_text()))
 
 
-def start(arguments: Sequence[str]) -> tuple[int, str]:
-    """Run a module of Python; return its exit status and what it printed."""
+def start(arguments: Sequence[str], seconds: float = SECONDS) -> tuple[int, str]:
+    """Run a module of Python; return its exit status and what it printed.
+
+    Raises:
+        Failed: it took longer than `seconds`.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
@@ -154,9 +158,9 @@ def start(arguments: Sequence[str]) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        printed, _ = process.communicate(timeout=SECONDS)
+        printed, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise Failed(f"not finished after {SECONDS} s") from None
+        raise Failed(f"not finished after {seconds:.0f} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the launcher's workers too
@@ -219,9 +223,8 @@ def counting_syncs(seen: dict[str, Any]) -> Iterator[None]:
     """Count, by file and line, the operations for which the CPU waits for the GPU.
 
     From the start of an update to the next reading: `Meter.check` begins each, for a line of the
-    log, an evaluation or a checkpoint. What transformers does in the model counts apart: BERT asks
-    in each forward pass whether a row is padded. PyTorch does not see copies from memory that is
-    not pinned.
+    log, an evaluation or a checkpoint. What happens in the model of transformers counts apart.
+    PyTorch does not see copies from memory that is not pinned.
     """
     from lib.training.meter import Meter, Speed
 

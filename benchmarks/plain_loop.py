@@ -1,7 +1,7 @@
 """The training loop as Accelerate's documentation shows it: what `compare.py` compares with.
 
 Shuffled batches, padded to their longest row; PyTorch's default AdamW; the loss of the model. It
-prints one JSON line: rows, real tokens and seconds of training.
+prints one JSON line: rows, real tokens and seconds of training, after a warm-up.
 """
 
 import argparse
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--max_train_samples", type=int)
+    parser.add_argument("--warm_up", type=int, default=0, help="updates that are not timed")
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
 
@@ -56,8 +57,12 @@ def main() -> None:
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
 
     model.train()
-    started = time.perf_counter()
-    for batch in loader:
+    started, masks = time.perf_counter(), []
+    for update, batch in enumerate(loader):
+        if update == arguments.warm_up > 0:
+            int(masks[-1].sum())  # waits for the device
+            started, masks = time.perf_counter(), []
+        masks.append(batch["attention_mask"])
         loss = model(**batch).loss
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -66,8 +71,8 @@ def main() -> None:
         optimizer.zero_grad()
     loss.item()  # waits for the device
     seconds = time.perf_counter() - started
-    num_tokens = sum(map(len, rows["input_ids"]))
-    print(json.dumps({"rows": len(rows), "tokens": num_tokens, "seconds": seconds}))
+    num_rows, num_tokens = sum(map(len, masks)), sum(int(mask.sum()) for mask in masks)
+    print(json.dumps({"rows": num_rows, "tokens": num_tokens, "seconds": seconds}))
 
 
 if __name__ == "__main__":

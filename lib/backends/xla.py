@@ -6,10 +6,8 @@ Imports nothing heavy, as the script imports it before it reads the flags.
 import os
 import pickle
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lib.errors import InputError
 
@@ -40,7 +38,8 @@ def configure() -> None:
     """
     import torch
     from accelerate.utils import is_torch_xla_available
-    from transformers import AttentionMaskInterface
+
+    from lib.backends.devices import build_every_mask
 
     _check_precision(on_tpu=is_torch_xla_available(check_is_tpu=True))
     # As other launchers set them: the first process of a host prints for all.
@@ -49,10 +48,7 @@ def configure() -> None:
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
     # Weights move to the device as they are; else shared ones (T5, BART) would come apart there.
     torch.__future__.set_swap_module_params_on_conversion(True)
-    # transformers leaves out a mask that hides nothing, and reads it from the device to find out.
-    masks = AttentionMaskInterface()
-    for name in ("sdpa", "eager"):
-        AttentionMaskInterface.register(name, partial(_build_mask, masks[name]))
+    build_every_mask()
 
 
 def _check_precision(*, on_tpu: bool) -> None:
@@ -66,10 +62,6 @@ def _check_precision(*, on_tpu: bool) -> None:
             "mixed_precision to 'no' as accelerate_configs/tpu.yaml does (TPUs multiply fp32 "
             "weights in bf16), and unset the variable"
         )
-
-
-def _build_mask(build: Callable[..., Any], **options: Any) -> Any:
-    return build(**options | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
 
 
 def gather_object(value: Value, num_processes: int) -> list[Value]:

@@ -45,6 +45,9 @@ WANDB_RUN_FILE = "wandb_run_id"
 WANDB_ALERTS_FILE = "wandb_alerts"
 # What --per_device_train_batch_size auto found; without it the next start would search again.
 MICRO_BATCH_FILE = "micro_batch_size"
+# What --profile writes, which only --overwrite_output_dir deletes.
+PROFILE_FOLDER = "profile"
+PROFILE_FILES = f"{PROFILE_FOLDER}/updates_*_to_*"
 
 # What file systems without locks answer, such as some NFS mounts.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -201,6 +204,8 @@ class RunFolder:
                     discard(path)
             for name in (METRICS_FILE, WANDB_RUN_FILE, WANDB_ALERTS_FILE, MICRO_BATCH_FILE):
                 (self.path / name).unlink(missing_ok=True)
+            for path in self.path.glob(PROFILE_FILES):
+                path.unlink()
         update = 0 if source is None else manifest.read(source)["update"]
         self.write_status("running", update)
         self.claimed = True

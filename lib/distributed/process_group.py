@@ -11,7 +11,7 @@ import torch.distributed
 from accelerate.utils import is_torch_xla_available
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from lib.backends import xla
+from lib.backends import devices, xla
 from lib.distributed.heartbeat import Heartbeat, lost_message
 from lib.errors import InputError, LostProcessError, NonFiniteError
 
@@ -38,6 +38,8 @@ def process_group(peer_timeout: float) -> Iterator[None]:
         return
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     backend = _backend()
+    if backend not in (None, "gloo"):
+        devices.build_every_mask()
     alone = num_processes == 1 or "RANK" not in os.environ
     if alone or backend is None or torch.distributed.is_initialized():
         yield

@@ -4,7 +4,7 @@ import atexit
 import contextlib
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lib.data.tasks import Task
 from lib.distributed import collectives
 from lib.errors import TRY_AGAIN, NonFiniteError
 from lib.tracking import wandb_charts, wandb_run
+from lib.tracking.profiling.profiler import Profiler, Update
 from lib.tracking.progress import Progress
 from lib.tracking.trackers import Trackers
 from lib.training.evaluation import Evaluation, Predictions
@@ -52,6 +53,7 @@ class RunLog:
         self.accelerator = accelerator
         self.trackers = Trackers(accelerator)
         self.progress = Progress(num_updates, update, shown=accelerator.is_main_process)
+        self.profiler: Profiler | None = None
         self.alerts = False
         self.earlier: list[dict[str, Any]] = []
         if accelerator.is_main_process:
@@ -109,6 +111,42 @@ class RunLog:
         # so that it runs before.
         atexit.register(self._failed)
 
+    def profiled(
+        self,
+        updates: Iterator[Update],
+        num_traced: int | None,
+        pause: Callable[[], None],
+    ) -> Iterator[Update]:
+        """Return the updates of the loop, some of which are traced unless `num_traced` is None.
+
+        Args:
+            pause: as for `Profiler`.
+        """
+        if num_traced is None:
+            return updates
+        self.profiler = Profiler(
+            self.folder,
+            self.accelerator,
+            done=self.progress.first,
+            last=self.progress.num_updates,
+            num_updates=num_traced,
+            say=self.progress.say,
+            pause=pause,
+        )
+        return self.profiler.updates(updates)
+
+    def advance(self) -> None:
+        """Count an update."""
+        if self.profiler is not None:
+            self.profiler.end_update()
+        self.progress.advance()
+
+    def trained(self) -> None:
+        """Close the progress bar after the last update, and a trace that it cut short."""
+        if self.profiler is not None:
+            self.profiler.finish()
+        self.progress.close()
+
     def training(self, update: int, values: Mapping[str, float | None]) -> None:
         """Log the figures of an update."""
         self._write(update, values)
@@ -156,6 +194,8 @@ class RunLog:
 
     def preempted(self) -> None:
         """Close the progress bar, and tell the trackers that the run will be resumed."""
+        if self.profiler is not None:
+            self.profiler.discard()
         self.progress.close()
         self._alert("Preempted", "A signal stopped the run, and the same command resumes it.")
         self.trackers.call("wandb", lambda run: run.mark_preempting())

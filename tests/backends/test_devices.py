@@ -5,8 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DynamoBackend
+from transformers import AttentionMaskInterface, BertConfig, BertForSequenceClassification
 
 from lib.backends import devices
+from lib.training.meter import Meter
+from lib.training.optimization import loss_sum
 
 
 def test_no_fused_adamw_where_it_ignores_a_nan():
@@ -67,3 +70,38 @@ def test_names_the_cost_of_bf16_on_a_cpu_without_it(monkeypatch):
     )
     (line,) = devices.degradations(accelerator)
     assert line.endswith("has no bf16: training in it is 8 to 10 times slower than in fp32")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_an_update_reads_nothing_from_the_device(attention, monkeypatch):
+    """On PyTorch's meta device, which has no values: whatever asks for one raises."""
+    masks = dict(AttentionMaskInterface._global_mapping)
+    monkeypatch.setattr(AttentionMaskInterface, "_global_mapping", masks)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(**sizes, intermediate_size=64, attn_implementation=attention)
+    with torch.device("meta"):
+        model = BertForSequenceClassification(config)
+        batch = {name: torch.ones(4, 8, dtype=torch.int64) for name in ("input_ids", "labels")}
+        batch["attention_mask"] = torch.ones(4, 8, dtype=torch.int64)
+    labels = batch.pop("labels")[:, 0]
+    with pytest.raises(RuntimeError, match="meta"):
+        model(**batch)
+
+    devices.build_every_mask()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.defaults["fused"] = True  # as on a GPU; a CPU's would undo the steps instead
+    accelerator = SimpleNamespace(
+        device=torch.device("meta"),
+        scaler=None,
+        distributed_type="NO",
+        num_processes=1,
+        state=SimpleNamespace(deepspeed_plugin=None),
+        unwrap_model=lambda model, **_: model,
+    )
+    meter = Meter(accelerator, model, optimizer, str, 0.0)
+    meter.start_update()
+    loss = loss_sum(model(**batch).logits, labels)
+    meter.add_loss(loss)
+    (loss * 0.25).backward()
+    meter.guard_update(1, 4, torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+    assert optimizer.found_inf.device.type == "meta"

@@ -83,6 +83,13 @@ class OutputFlags:
         rule=at_least(1, "it counts updates"),
         resume="free",
     )
+    profile: int | None = _output(
+        None,
+        "Trace N updates after the first 10 of this start, and write profile/; slower, same bits.",
+        rule=at_least(1, "it counts updates"),
+        resume="free",
+        saved=False,
+    )
     peer_timeout: float = _output(
         120.0,
         "Seconds of silence after which another process counts as lost.",

@@ -1,0 +1,1 @@
+"""--profile: a trace of some updates, and what took their time."""
