@@ -50,7 +50,7 @@ from lib.distributed.out_of_memory import MicroBatchSize, check_repeatable
 from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
-from lib.hub import prefetch, upload
+from lib.hub import download, prefetch, upload
 from lib.model import layers, loading
 from lib.report import results
 from lib.report.description import announce, describe
@@ -83,7 +83,8 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     )
     collectives.check_world(accelerator.num_processes)
     check_repeatable(config.per_device_train_batch_size, accelerator.state)
-    commits = collectives.from_main_process(accelerator, partial(folder.commits, config.to_dict()))
+    find_commits = partial(download.commits_of, config.to_dict(), folder.earlier_config())
+    commits = collectives.from_main_process(accelerator, find_commits)
     config, accumulation = rules.resolve(config, accelerator.num_processes, commits)
     accelerator.gradient_accumulation_steps = accumulation
     stop = StopSignal(signals, accelerator)
@@ -110,7 +111,6 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     if config.dry_run:
         describe(splits, tokenized, sampler, collator, train_loader, model, accelerator, timetable)
         return prefetch.print_batch_lines(commits) if config.prefetch else {}
-
     announce(config.to_dict(), origin, splits, tokenized, tokenizer, timetable, accelerator)
 
     # The output folder, and what an earlier start of this run left in it
@@ -196,8 +196,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
             meter.count_update(sum(map(len, global_batch)), *tokens)
             log.advance()
             if state.update % config.logging_steps == 0 or state.update == num_updates:
-                epoch = timetable.epochs(state.update)
-                log.training(state.update, {"epoch": epoch, **meter.read()})
+                log.training(state.update, timetable.epochs(state.update), meter.read())
             elif log.progress.is_first(state.update):
                 log.progress.first_loss(state.update, meter.loss())
         log.trained()

@@ -122,30 +122,6 @@ class RunFolder:
         """
         return {} if self.overwrite else read_config(self.path) or {}
 
-    def commits(self, config: Mapping[str, Any]) -> dict[str, str | None]:
-        """Return the commits of the model and the data set, as flags that name a revision.
-
-        A run that resumes keeps to its own, wherever a branch is by now.
-
-        Raises:
-            InputError: as `commit_of`, or as `read_config`.
-        """
-        from lib.hub.download import commit_of  # the hub's client is slow to import
-
-        before = self.earlier_config()
-        commits = {}
-        for source, name in (
-            ("model_name_or_path", "model_revision"),
-            ("dataset_name", "dataset_revision"),
-        ):
-            if source == "dataset_name" and config["train_file"] is not None:
-                commits[name] = config[name]
-            elif config[name] is None and before.get(source) == config[source]:
-                commits[name] = before[name]
-            else:
-                commits[name] = commit_of(f"--{source}", config[source], config[name])
-        return commits
-
     def check_available(self, config: Mapping[str, Any]) -> None:
         """Check that this run may use the folder; writes nothing.
 
@@ -202,9 +178,8 @@ class RunFolder:
             for path in existing:
                 if source is None or path.resolve() != source.resolve():
                     discard(path)
-            for name in (METRICS_FILE, WANDB_RUN_FILE, WANDB_ALERTS_FILE, MICRO_BATCH_FILE):
-                (self.path / name).unlink(missing_ok=True)
-            for path in self.path.glob(PROFILE_FILES):
+            names = (METRICS_FILE, WANDB_RUN_FILE, WANDB_ALERTS_FILE, MICRO_BATCH_FILE)
+            for path in (path for name in (*names, PROFILE_FILES) for path in self.path.glob(name)):
                 path.unlink()
         update = 0 if source is None else manifest.read(source)["update"]
         self.write_status("running", update)

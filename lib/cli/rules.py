@@ -193,7 +193,7 @@ def resolve(
     The choices are the same for any number of processes.
 
     Args:
-        commits: those of the model and the data set, as `RunFolder.commits` returns them.
+        commits: those of the model and the data set, as `commits_of` returns them.
 
     Raises:
         InputError: as `resolve_batch_sizes`.

@@ -4,7 +4,7 @@ The libraries check the size of a file, not its checksum.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,31 @@ WEIGHTS = "model.safetensors"
 
 # What a classifier and its tokenizer are loaded from, beside the weights, and the model card.
 MODEL_FILE = re.compile(r"[^/]+\.(json|txt|model|jinja)|README\.md")
+
+
+def commits_of(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the commits of the model and the data set, as flags that name a revision.
+
+    A run that resumes keeps to its own, wherever a branch is by now.
+
+    Args:
+        before: the configuration of the run that resumes; empty if none does.
+
+    Raises:
+        InputError: as `commit_of`.
+    """
+    commits = {}
+    for source, name in (
+        ("model_name_or_path", "model_revision"),
+        ("dataset_name", "dataset_revision"),
+    ):
+        if source == "dataset_name" and config["train_file"] is not None:
+            commits[name] = config[name]
+        elif config[name] is None and before.get(source) == config[source]:
+            commits[name] = before[name]
+        else:
+            commits[name] = commit_of(f"--{source}", config[source], config[name])
+    return commits
 
 
 def commit_of(flag: str, name: str, revision: str | None) -> str | None:

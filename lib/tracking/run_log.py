@@ -147,8 +147,9 @@ class RunLog:
             self.profiler.finish()
         self.progress.close()
 
-    def training(self, update: int, values: Mapping[str, float | None]) -> None:
-        """Log the figures of an update."""
+    def training(self, update: int, epochs: float, figures: Mapping[str, float | None]) -> None:
+        """Log the figures of an update, when so many epochs are done."""
+        values = {"epoch": epochs, **figures}
         self._write(update, values)
         self.progress.training(update, values)
 
