@@ -97,10 +97,8 @@ def _free_in_groups(root: Path) -> Iterator[int]:
         )
         group = top / place.lstrip("/")
         for folder in (group, *group.parents):
-            if (
-                folder.is_relative_to(top)
-                and (bound := "".join(_lines(folder / limit))).isdecimal()
-            ):
+            bound = "".join(_lines(folder / limit)) if folder.is_relative_to(top) else ""
+            if bound.isdecimal():
                 stat = dict(line.split() for line in _lines(folder / "memory.stat"))
                 prefix = "total_" if controllers else ""
                 cached = sum(int(stat[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
