@@ -127,7 +127,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     best = BestModel(folder.path, accelerator, model, tokenizer)
     objects = {"meter": meter, "scaler": accelerator.scaler}
     checkpoints = Checkpoints(
-        folder.path, identity, accelerator, model, optimizer, objects, keep, per_epoch
+        folder, identity, accelerator, model, optimizer, objects, keep, per_epoch, stop
     )
     state = TrainingState()
     if source is not None:
@@ -206,12 +206,13 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         scores, predicted = results.score_splits(
             folder.path, best_model, eval_loaders, accelerator, splits.task, stop.check, config.seed
         )
+        checkpoints.wait()
     except Preempted as preempted:
         meter.check()
         meter.speed.pause()
         if state.update > 0:
             name = timetable.checkpoint_due(state.update) or f"step_{state.update}"
-            checkpoints.save(name, state)
+            checkpoints.save(name, state, wait=True)
         if accelerator.is_main_process:
             folder.write_status("preempted", state.update)
         log.preempted()

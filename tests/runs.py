@@ -1,7 +1,9 @@
 """Runs of the script in this process, and comparisons of what they leave."""
 
+import contextlib
+import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -71,6 +73,17 @@ def run_and_exit(flags: Sequence[str], folder: Path, *more: str) -> int:
     ):
         run(flags, folder, *more)
     return left.value.code
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let no file of this process become larger than `size` bytes, as `ulimit -f` does."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
 
 
 def error_line(printed: str) -> str:

@@ -4,8 +4,9 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,6 +135,57 @@ def fastest_precision(device: torch.device) -> str:
     return "bf16" if device.type in ("cpu", "cuda") and computes_in_bf16(device) else "no"
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def leaves_a_core(accelerator: Accelerator) -> bool:
+    """True where training leaves a core idle: on accelerators, or on fewer threads than cores."""
+    threads = accelerator.num_processes * torch.get_num_threads()
+    return accelerator.device.type != "cpu" or threads < num_cores()
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still allocate, on its machine and in its job."""
+    import psutil
+
+    return min(psutil.virtual_memory().available, *_free_in_groups(Path("/")))
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """Yield what is free in each control group of this process that limits its memory.
+
+    Containers and Slurm limit memory so; cached pages of files count as used there, and are given
+    back on demand. Source: the kernel's cgroup-v2.rst, and memory.rst for version 1.
+    """
+    yield sys.maxsize
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        limit, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            if controllers
+            else ("memory.max", "memory.current")
+        )
+        group = top / place.lstrip("/")
+        for folder in (group, *group.parents):
+            bound = "".join(_lines(folder / limit)) if folder.is_relative_to(top) else ""
+            if bound.isdecimal():
+                stat = dict(line.split() for line in _lines(folder / "memory.stat"))
+                prefix = "total_" if controllers else ""
+                cached = sum(int(stat[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
+                yield int(bound) - int(_lines(folder / used)[0]) + cached
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
 def degradations(accelerator: Accelerator) -> list[str]:
     """Return a line for each way in which the run falls short of what was asked, or possible.
 
@@ -157,9 +209,9 @@ def degradations(accelerator: Accelerator) -> list[str]:
     compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
     if compiled and device.type == "cuda" and accelerator.mixed_precision == "no":
         lines.append("Accelerate multiplies fp32 matrices in TF32 where it compiles the model")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = num_cores()
     alone = device.type == "cpu" and accelerator.num_processes == 1
-    if alone and torch.get_num_threads() == 1 and (cores or 1) > 1:
+    if alone and torch.get_num_threads() == 1 and cores > 1:
         lines.append(
             f"training with 1 thread on {cores} cores: unset OMP_NUM_THREADS, or give accelerate "
             "launch --config_file accelerate_configs/cpu.yaml"

@@ -67,8 +67,8 @@ class BestModel:
         return model.to(self.accelerator.device)
 
     def _write_new(self, weights: dict[str, Tensor], new: Path) -> None:
-        self.plain.save_pretrained(new, state_dict=weights)
         dtype = next(iter(weights.values())).dtype
+        self.plain.save_pretrained(new, state_dict=weights)  # may empty `weights`
         if dtype != self.plain.dtype:  # DeepSpeed's model may be in bf16, and config.json says so
             self.plain.config.dtype = dtype
             self.plain.config.save_pretrained(new)

@@ -9,7 +9,9 @@ weights were sharded.
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lib.backends import deepspeed
+from lib.backends import deepspeed, devices
 from lib.checkpoints import manifest
 from lib.checkpoints.atomic import (
     beside,
@@ -33,15 +35,17 @@ from lib.checkpoints.atomic import (
     writing,
 )
 from lib.checkpoints.best_model import WEIGHTS_FILE
-from lib.checkpoints.run_folder import METRICS_FILE
+from lib.checkpoints.run_folder import METRICS_FILE, RunFolder
 from lib.checkpoints.tensors import (
     by_weight,
+    copy_into,
     gather_moments,
     gather_weights,
     load_tensors,
     separate,
 )
 from lib.distributed.collectives import on_all_processes, on_main_process
+from lib.distributed.stop_signal import StopSignal
 from lib.errors import InputError
 
 STATE_FILE = "training_state.json"
@@ -94,17 +98,21 @@ class Stateful(Protocol):
 class Checkpoints:
     """Saves what a run has computed, and resumes from it.
 
+    Where training leaves a core idle and there is memory for a copy, it waits for the copy only,
+    which a thread of the main process writes. At most one checkpoint is being written.
+
     Args:
         folder: the output folder.
         identity: what the run is a function of: its configuration, and the content of its data.
         objects: what else to save, by name; None is skipped.
         keep: how many of the newest checkpoints to keep, besides the best; None keeps all.
         updates_per_epoch: to record the epoch of an update.
+        stop: learns of a failure to write while training goes on.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         identity: Mapping[str, Any],
         accelerator: Accelerator,
         model: nn.Module,
@@ -112,8 +120,11 @@ class Checkpoints:
         objects: Mapping[str, Stateful | None],
         keep: int | None,
         updates_per_epoch: int,
+        stop: StopSignal,
     ) -> None:
-        self.folder = folder
+        self.run_folder = folder
+        self.folder = folder.path
+        self.stop = stop
         self.identity = identity
         self.keep = keep
         self.updates_per_epoch = updates_per_epoch
@@ -124,18 +135,23 @@ class Checkpoints:
         if deepspeed.scales_loss(accelerator):
             self.objects["deepspeed_scaler"] = deepspeed.LossScale(self.optimizer)
         self.saved: TrainingState | None = None
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.buffers: dict[str, dict[str, Tensor]] = {WEIGHTS_FILE: {}, MOMENTS_FILE: {}}
+        self.said_why_waiting = False
 
-    def save(self, name: str, state: TrainingState) -> None:
+    def save(self, name: str, state: TrainingState, *, wait: bool = False) -> None:
         """Write a checkpoint and prune older ones, unless this state is already on the disk.
 
-        All processes call this.
+        All processes call this. It waits for the checkpoint before; for this one with `wait`, or
+        where it cannot be written beside the training.
 
         Raises:
-            InputError: on all processes, if it cannot be written; earlier checkpoints stay.
+            InputError: on all processes, if one of the two cannot be written; earlier checkpoints
+                stay. If this one fails later, `stop.check`, `wait` or the next `save` raises it.
         """
+        self.wait()
         if state == self.saved:
             return
-        path = self.folder / name
         contents = {
             **dataclasses.asdict(state),
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
@@ -144,38 +160,94 @@ class Checkpoints:
             WEIGHTS_FILE: gather_weights(self.accelerator, self.model),
             MOMENTS_FILE: gather_moments(self.accelerator, self.model, self.optimizer),
         }
-        try:
-            on_main_process(self.accelerator, partial(_make_room, path))
-            on_main_process(self.accelerator, partial(self._write, path, files))
-            on_main_process(self.accelerator, partial(self._complete, path, state, contents))
-        finally:
-            if self.accelerator.is_main_process:
-                remove(beside(path))
         self.saved = dataclasses.replace(state)
+        begin = partial(self._begin, self.folder / name, self.saved, contents, files, wait)
+        on_main_process(self.accelerator, begin)
 
-    def _write(self, path: Path, files: Mapping[str, Mapping[str, Tensor]]) -> None:
-        with writing(path):
-            for name, content in files.items():
-                save_file(separate(content), beside(path) / name)
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete. All processes call this.
 
-    def _complete(self, path: Path, state: TrainingState, contents: Mapping[str, Any]) -> None:
+        Raises:
+            InputError: on all processes, if it could not be written.
+        """
+        pending, self.run_folder.pending = self.run_folder.pending, None
+        on_main_process(self.accelerator, lambda: pending.result() if pending else None)
+
+    def _begin(
+        self,
+        path: Path,
+        state: TrainingState,
+        contents: Mapping[str, Any],
+        files: Mapping[str, Mapping[str, Tensor]],
+        wait: bool,
+    ) -> None:
+        """Write a checkpoint, or only what training is about to change, and copy the tensors."""
+        _make_room(path)
+        try:
+            with writing(path):
+                write_json(beside(path) / STATE_FILE, contents)
+                if state.best_update:
+                    link(self.folder / WEIGHTS_FILE, beside(path) / BEST_FILE)
+                lines = (self.folder / METRICS_FILE).read_bytes()
+                (beside(path) / METRICS_FILE).write_bytes(lines)
+            if wait or not self._has_room(files):
+                self._complete(path, state, {name: separate(files[name]) for name in files})
+                return
+            copies = {name: copy_into(self.buffers[name], files[name]) for name in files}
+        except BaseException:
+            remove(beside(path))
+            raise
+        self.run_folder.pending = self.thread.submit(self._complete, path, state, copies)
+        self.run_folder.pending.add_done_callback(self._report)
+
+    def _has_room(self, files: Mapping[str, Mapping[str, Tensor]]) -> bool:
+        """True where a copy can be written beside the training; says once if memory is short."""
+        if not devices.leaves_a_core(self.accelerator):
+            return False
+        needed = sum(
+            value.nbytes
+            for file, tensors in files.items()
+            for name, value in tensors.items()
+            if name not in self.buffers[file]
+        )
+        free = devices.free_memory() if needed else 0
+        if needed <= free / 2:  # the other half is for the training
+            return True
+        if not self.said_why_waiting:
+            self.said_why_waiting = True
+            print(
+                f"training waits while checkpoints are written: a copy of {needed / 1e9:.1f} GB "
+                f"would take more than half of the {free / 1e9:.1f} GB of memory that are free",
+                file=sys.stderr,
+            )
+        return False
+
+    def _report(self, written: Future[None]) -> None:
+        if error := written.exception():
+            self.stop.fail(error)
+
+    def _complete(
+        self, path: Path, state: TrainingState, files: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        """Write the tensors and the manifest, and give the checkpoint its name."""
         new = beside(path)
-        with writing(path):
-            write_json(new / STATE_FILE, contents)
-            if state.best_update:
-                link(self.folder / WEIGHTS_FILE, new / BEST_FILE)
-            (new / METRICS_FILE).write_bytes((self.folder / METRICS_FILE).read_bytes())
-            content = {
-                "update": state.update,
-                "epoch": state.update / self.updates_per_epoch,
-                "best_update": state.best_update,
-                "num_processes": self.accelerator.num_processes,
-                "run": dict(self.identity),
-                "fingerprint": manifest.digest(self.identity),
-            }
-            manifest.write(new, content)
-            move_into_place(path)
-            self._prune(path, state)
+        try:
+            with writing(path):
+                for name, tensors in files.items():
+                    save_file(dict(tensors), new / name)
+                content = {
+                    "update": state.update,
+                    "epoch": state.update / self.updates_per_epoch,
+                    "best_update": state.best_update,
+                    "num_processes": self.accelerator.num_processes,
+                    "run": dict(self.identity),
+                    "fingerprint": manifest.digest(self.identity),
+                }
+                manifest.write(new, content)
+                move_into_place(path)
+                self._prune(path, state)
+        finally:
+            remove(new)
 
     def resume(self, source: Path) -> TrainingState:
         """Load a verified checkpoint into the model, the optimizer and the objects.

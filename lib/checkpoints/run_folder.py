@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,6 +78,7 @@ class RunFolder:
 
     Attributes:
         started: when the run began, by `time.perf_counter`.
+        pending: a checkpoint that is being written, for which the lock is kept.
     """
 
     def __init__(self, path: str, *, overwrite: bool, resume_from: str | None) -> None:
@@ -85,6 +87,7 @@ class RunFolder:
         self.resume_from = resume_from
         self.lock = FolderLock(self.path)
         self.claimed = False
+        self.pending: Future[None] | None = None
         started_again = any(
             int(os.environ.get(name, "0")) > 0
             for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -103,6 +106,9 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        unwritten = self.pending and self.pending.exception()
+        if unwritten and str(unwritten) != str(error):  # the run ends for another reason
+            print(f"the last checkpoint is missing: {unwritten}", file=sys.stderr)
         # A run that lost a process is to be started again, as one that was killed.
         resumable = isinstance(error, Preempted | LostProcessError | SystemExit)
         if self.claimed and error is not None and not resumable:

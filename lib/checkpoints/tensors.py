@@ -79,6 +79,18 @@ def load_tensors(
     optimizer.load_state_dict(state)
 
 
+def copy_into(buffers: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of tensors on the CPU, in buffers that the next copies use again.
+
+    New memory costs many times what the copying does.
+    """
+    for name, value in tensors.items():
+        if name not in buffers:
+            buffers[name] = torch.empty(value.shape, dtype=value.dtype)
+        buffers[name].copy_(value)
+    return {name: buffers[name] for name in tensors}
+
+
 def by_weight(moments: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the moments of each weight, from `<weight>.<moment>`."""
     grouped: dict[str, dict[str, Tensor]] = {}

@@ -1,4 +1,4 @@
-"""A decision of all processes to stop, once one of them received a signal."""
+"""A decision of all processes to stop, once one received a signal or failed in the background."""
 
 import signal
 
@@ -15,6 +15,9 @@ from lib.errors import Preempted
 # one check in so many asks.
 CHECKS_ON_TPU = 16
 
+# Above the numbers of signals.
+FAILED = 1000
+
 
 class StopSignal:
     """Asks all processes, at the same points of the run, whether one of them was told to stop.
@@ -30,6 +33,7 @@ class StopSignal:
         self.alone = accelerator.num_processes == 1
         self.on_tpu = accelerator.distributed_type == DistributedType.XLA
         self.num_checks = 0
+        self.error: BaseException | None = None
         self.waits = accelerator.device.type == "cpu"
         if not self.alone and not self.on_tpu:
             # Own group: a reduction of gradients may be in flight on the default one.
@@ -37,19 +41,26 @@ class StopSignal:
         self.flag = torch.zeros(1, dtype=torch.int64)
         self.work: torch.distributed.Work | None = None
 
+    def fail(self, error: BaseException) -> None:
+        """Raise an error of another thread at the next check; an `InputError` on all processes."""
+        self.error = error
+
     def check(self) -> None:
         """Return, or raise on all processes.
 
         Raises:
             Preempted: one of the processes was told to stop.
+            InputError: work beside the training failed.
         """
         number = self._reduced()
+        if number >= FAILED:
+            collectives.on_all_processes(self.accelerator, self._raise_error)
         if number:
             raise Preempted(signal.Signals(number).name)
 
     def _reduced(self) -> int:
-        """The number of a signal that any of the processes received; 0 for none."""
-        own = int(self.signals.received or 0)
+        """The number of a signal that any of the processes received; 0 for none, or `FAILED`."""
+        own = FAILED if self.error else int(self.signals.received or 0)
         if self.alone:
             return own
         if self.on_tpu:
@@ -62,6 +73,10 @@ class StopSignal:
             self.flag, torch.distributed.ReduceOp.MAX, group=self.group, async_op=True
         )
         return self._answer() if self.waits else answer
+
+    def _raise_error(self) -> None:
+        if self.error:
+            raise self.error
 
     def _answer(self) -> int:
         if self.work is None:

@@ -105,3 +105,39 @@ def test_an_update_reads_nothing_from_the_device(attention, monkeypatch):
     (loss * 0.25).backward()
     meter.guard_update(1, 4, torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
     assert optimizer.found_inf.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "threads", "leaves"),
+    [("cuda", 8, 8, True), ("cpu", 1, 7, True), ("cpu", 2, 4, False), ("cpu", 2, 3, True)],
+)
+def test_whether_training_leaves_a_core(monkeypatch, device, processes, threads, leaves):
+    """Of 8."""
+    monkeypatch.setattr(devices, "num_cores", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
+    assert devices.leaves_a_core(accelerator) is leaves
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_of_a_job(tmp_path, version):
+    """The job may use 1000 bytes, and uses 800, of which 300 are cached files."""
+    place = "slurm/job_7"
+    if version == 1:
+        line, folder = f"4:memory:/{place}/task_0", f"sys/fs/cgroup/memory/{place}"
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+    else:
+        line, folder = f"0::/{place}/task_0", f"sys/fs/cgroup/{place}"
+        names = ("memory.max", "memory.current", "")
+    limit, used, prefix = names
+    written = {
+        "proc/self/cgroup": f"9:cpuset:/elsewhere\n{line}\n",
+        f"{folder}/{limit}": "1000\n",
+        f"{folder}/{used}": "800\n",
+        f"{folder}/memory.stat": f"{prefix}inactive_file 100\n{prefix}active_file 200\nrss 1\n",
+        f"{folder}/task_0/{limit}": "max\n",
+    }
+    for name, content in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert min(devices._free_in_groups(tmp_path)) == 500

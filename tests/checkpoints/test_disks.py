@@ -1,14 +1,12 @@
 """A lost or full disk costs only what came after the newest checkpoint."""
 
-import contextlib
 import os
-import resource
 import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import read_metrics
-from runs import error_line, run, run_and_exit, run_until
+from runs import error_line, file_size_limit, run, run_and_exit, run_until
 
 from lib.checkpoints import manifest as manifests
 from lib.checkpoints.atomic import beside, move_into_place
@@ -36,17 +34,6 @@ def test_flushes_every_file_to_the_disk_before_the_rename(tmp_path, monkeypatch)
     move_into_place(tmp_path / "step_1")
     assert sorted(events[:3]) == sorted(["model", "optimizer", new.name])
     assert events[3:] == ["rename", tmp_path.name]
-
-
-@contextlib.contextmanager
-def file_size_limit(size):
-    """Let no file of this process become larger than `size` bytes, as `ulimit -f` does."""
-    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
 
 
 def test_a_file_size_limit_leaves_the_last_checkpoint_good(flags, tmp_path, capsys):

@@ -117,7 +117,7 @@ def test_a_flag_is_declared_once():
     hidden = set(FLAGS) - set(TrainConfig().to_dict())
     assert hidden == {
         "config", "hub_token", "dry_run", "prefetch", "overwrite_output_dir",
-        "resume_from_checkpoint",
+        "resume_from_checkpoint", "profile",
     }  # fmt: skip
     assert "secret" not in repr(TrainConfig(hub_token="secret"))
 

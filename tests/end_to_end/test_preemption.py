@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import (
+    ROOT,
     arguments_of,
     assert_same_run,
     kill_all,
@@ -19,6 +20,7 @@ from conftest import (
     wait_for,
     workers,
 )
+from runs import file_size_limit
 
 pytestmark = pytest.mark.processes
 
@@ -173,18 +175,28 @@ STOPS_OF_TWO = {
     "rank 1 at start-up": (starting, to_ranks("SIGUSR1", ranks=slice(1, 2))),
     "rank 1": (training, to_ranks("SIGTERM", ranks=slice(1, 2))),
     "all": (training, to_ranks("SIGTERM", ranks=slice(0, 2))),
+    "rank 1, writing": (writing, to_ranks("SIGTERM", ranks=slice(1, 2))),
     "launcher": (training, lambda process: process.send_signal(signal.SIGTERM)),
 }
 
 
 @pytest.fixture(scope="module")
-def two_stopped(long_flags, tmp_path_factory):
+def beside_training():
+    """Checkpoints are written while training goes on, whatever the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "end_to_end" / "many_cores"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def two_stopped(long_flags, tmp_path_factory, beside_training):
     """The same for a run on two processes, each update of two micro-batches."""
     folder = tmp_path_factory.mktemp("two_stopped")
     arguments = arguments_of(long_flags, folder / "out", accumulation=2)
     run = Restarted(arguments, folder / "out", folder / "log", num_processes=2)
     stops = {who: run.stop(*how) for who, how in STOPS_OF_TWO.items()}
     killed(run.arguments, 2, run.log, seconds=0.2)
+    killed_writing(run)
     run.finish()
     return run.folder, stops
 
@@ -244,3 +256,22 @@ def killed(arguments, num_processes, log, *, seconds):
         return False
     kill_all(process, num_processes)
     return True
+
+
+def killed_writing(run):
+    """Kill a run while the checkpoint that it writes beside the training is not complete."""
+    length, first = run.log.stat().st_size, last_update(run.folder)
+    process = start_script(run.arguments, num_processes=run.num_processes, log=run.log)
+    wait_for(lambda: writing(run, process, run.log.read_text()[length:], first))
+    kill_all(process, run.num_processes)
+
+
+def test_a_full_disk_beside_the_training_ends_all_processes(beside_training, long_flags, tmp_path):
+    arguments = [*arguments_of(long_flags, tmp_path), "--eval_every=1000"]
+    with file_size_limit(64 * 1024):
+        done = run_script(arguments, num_processes=2)
+    assert done.returncode != 0
+    assert done.stderr.count("train_mrpc.py: error: cannot write") == 1
+    assert "ulimit -f" in done.stderr
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
+    assert not list(tmp_path.glob("step_*"))
