@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast test-xla torture check deepspeed clean
+.PHONY: demo test test-fast test-xla torture bench check deepspeed clean
 
 # Train, evaluate, save and predict on the built-in corpus and model: no hub, no account.
 demo: $(VENV)/.installed
@@ -30,6 +30,25 @@ torture: $(VENV)/.installed-dev
 deepspeed: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet "setuptools<81"
 	DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --no-build-isolation deepspeed==0.19.8
+
+# The figures of docs/benchmarks.md that need no GPU, from the hub or from folders: make bench
+# MODEL=DIR DATA=DIR. About an hour on two idle cores; the pictures go to outputs/.
+MODEL ?= sentence-transformers/all-MiniLM-L6-v2
+DATA  ?= nyu-mll/glue
+MRPC  := --dataset_name $(DATA) --model_name_or_path $(MODEL)
+BENCH := $(BIN)/python -m benchmarks
+bench: $(VENV)/.installed-dev
+	mkdir -p outputs
+	$(BENCH).compare $(MRPC) --max_train_samples 960 --max_eval_samples 64
+	$(BENCH).compare $(MRPC) --max_train_samples 960 --max_eval_samples 64 --mixed_precision auto
+	$(BENCH).matmul --plot outputs/update_time.png
+	$(BENCH).overheads
+	$(BENCH).scale --model_name_or_path $(MODEL) --rows 4000 40000 400000
+	OMP_NUM_THREADS=1 $(BENCH).dealing --rows 4000 40000 400000 4000000 --processes 1 8 64 \
+		--plot outputs/scale.png
+	$(BENCH).batches $(MRPC) --shown 2 8 64 --plot outputs/batches.png
+	OMP_NUM_THREADS=1 $(BENCH).checkpoints --sizes minilm base large
+	$(BENCH).heartbeat
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
