@@ -17,7 +17,7 @@ from transformers import AttentionMaskInterface
 from lib.backends import settings
 
 # MiniLM on an x86 processor with AVX2 and without AVX-512.
-SLOWER_IN_BF16 = "8 to 10 times "
+SLOWER_IN_BF16 = " (8 to 10 times on one with AVX2)"
 
 
 def device_name(device: torch.device) -> str:
@@ -204,7 +204,7 @@ def degradations(accelerator: Accelerator) -> list[str]:
     elif precision(accelerator) == "bf16" and not computes_in_bf16(device):
         factor = SLOWER_IN_BF16 if device.type == "cpu" else ""
         lines.append(
-            f"{device_name(device)} has no bf16: training in it is {factor}slower than in fp32"
+            f"{device_name(device)} has no bf16: training in it is slower than in fp32{factor}"
         )
     compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
     if compiled and device.type == "cuda" and accelerator.mixed_precision == "no":

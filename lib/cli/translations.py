@@ -295,7 +295,7 @@ REMARKS = {
     **dict.fromkeys(("log_level", "log_level_replica", "log_on_each_node"), LOGS),
     "disable_tqdm": "the progress bar is shown on a terminal only: redirect stderr to a file",
     **dict.fromkeys(("include_num_input_tokens_seen", "include_tokens_per_second"), TOKENS),
-    "skip_memory_metrics": "the peak of memory is read when a line is logged, which takes no time",
+    "skip_memory_metrics": "the peak of memory is logged with each line",
     "debug": "a loss that is not finite ends the run, with its update and rows",
     "trackio_space_id": "set TRACKIO_SPACE_ID in the environment",
     "trackio_bucket_id": "set TRACKIO_SPACE_ID in the environment: trackio makes its bucket",
