@@ -3,16 +3,20 @@
 Imports nothing heavy: neither PyTorch nor the data are needed to know.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.errors import InputError
+
+if TYPE_CHECKING:  # slow
+    from lib.report.finished_run import FinishedRun
 
 # Flags whose value the first start of a run chooses where none is given.
 CHOSEN_ONCE = ("model_revision", "dataset_revision")
 
-# What the folder of a finished run holds beside the files that `read_finished_run` reads.
+# What the folder of a finished run holds beside its predictions and the files that
+# `read_finished_run` reads.
 FILES = ("config.json", "tokenizer_config.json", "README.md", "report/index.html")
 
 
@@ -31,7 +35,7 @@ def finished_lines(
     """
     # YAML and NumPy: a bad flag or --help should not wait for them.
     from lib.checkpoints import manifest
-    from lib.checkpoints.run_folder import CONFIG_FILE, read_config, read_status
+    from lib.checkpoints.run_folder import CONFIG_FILE, HELD_OUT_FILE, read_config, read_status
     from lib.report.finished_run import final_lines, read_finished_run
 
     folder = Path(config["output_dir"])
@@ -40,7 +44,9 @@ def finished_lines(
     try:
         before = read_config(folder) or {}
         run = read_finished_run(folder)
-        complete = all((folder / name).is_file() for name in FILES)
+        complete = all((folder / name).is_file() for name in (*FILES, *_predictions(run)))
+        if before.get("validation_share") or before.get("folds"):
+            complete = complete and (folder / HELD_OUT_FILE).is_file()
         if not (complete and _is_whole(folder / "model.safetensors")):
             return None
         read = (folder / CONFIG_FILE).stat().st_mtime
@@ -59,6 +65,16 @@ def finished_lines(
         "(--overwrite_output_dir trains anew)",
         *final_lines(folder, run.task, run.scores, run.best_update),
     ]
+
+
+def _predictions(run: "FinishedRun") -> Iterator[str]:
+    """Yield the files of the predictions for every split, and those for gluebenchmark.com."""
+    splits = run.provenance["num_rows"].keys() - {"train"}
+    for split in splits:
+        yield f"predictions/{split}.jsonl"
+    for split, name in zip(run.task.test, run.task.submissions, strict=False):
+        if split in splits:
+            yield f"predictions/{name}"
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """The command of a finished run, given again."""
 
+import json
 import os
 import shutil
 
@@ -125,6 +126,23 @@ def test_what_is_missing_or_cut_off_is_made_again(again, name):
         assert not again()
     path.unlink()
     assert not again()
+
+
+def test_missing_predictions_for_the_test_rows_are_made_again(again):
+    path = again.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["num_rows"]["test"] = 3
+    path.write_text(json.dumps(manifest))
+    assert not again()
+    (again.folder / "predictions" / "test.jsonl").touch()
+    assert again()
+
+
+def test_several_machines_do_not_decide_by_files_that_each_sees(again, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for here, decided in (("1", False), ("2", True)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        assert again("--train_batch_size=8") is decided
 
 
 def test_a_run_that_did_not_finish_goes_on(again, tmp_path):

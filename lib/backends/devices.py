@@ -33,6 +33,7 @@ def device_name(device: torch.device) -> str:
 # Dense peak rates in TFLOP/s, by what is in the name of the GPU: fp32, and bf16 or fp16. Source:
 # NVIDIA's data sheets, which list the latter with sparsity, twice as high, for H100, H200 and L4.
 PEAK_TFLOPS = {
+    "H200 NVL": (60.0, 835.5),
     "H200": (67.0, 989.5),
     "H100 PCIe": (51.0, 756.5),
     "H100 80GB HBM3": (67.0, 989.5),
@@ -144,8 +145,8 @@ def num_cores() -> int:
 
 def leaves_a_core(accelerator: Accelerator) -> bool:
     """True where training leaves a core idle: on accelerators, or on fewer threads than cores."""
-    threads = accelerator.num_processes * torch.get_num_threads()
-    return accelerator.device.type != "cpu" or threads < num_cores()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return accelerator.device.type != "cpu" or here * torch.get_num_threads() < num_cores()
 
 
 def free_memory() -> int:

@@ -149,7 +149,8 @@ class Checkpoints:
             InputError: on all processes, if one of the two cannot be written; earlier checkpoints
                 stay. If this one fails later, `stop.check`, `wait` or the next `save` raises it.
         """
-        self.wait()
+        if wait or state != self.saved:
+            self.wait()
         if state == self.saved:
             return
         contents = {

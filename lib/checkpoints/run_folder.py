@@ -195,7 +195,7 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             # Half-written files of a killed process.
             for suffix in (WRITING, REPLACED, REMOVED):
-                for path in self.path.glob(f".*{suffix}"):
+                for path in (*self.path.glob(f".*{suffix}"), *self.path.glob(f"*/.*{suffix}")):
                     remove(path)
         write_yaml(self.path / CONFIG_FILE, config)
         return source

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib.backends import deepspeed
 from lib.backends.settings import use_precision
 from lib.data.files.paths import expand
 from lib.errors import InputError
@@ -153,7 +154,7 @@ def _check_adapters(config: "TrainConfig") -> None:
 def resolve_precision(config: "TrainConfig", before: Mapping[str, Any]) -> "TrainConfig":
     """Ask Accelerate for the precision; decide what `--mixed_precision auto` is.
 
-    A run keeps the precision that it began with, whatever its processors are by now.
+    What `auto` chose at the beginning of a run is kept, whatever its processors are by now.
 
     Args:
         before: the configuration of the run that the main process resumes; empty if it begins.
@@ -176,6 +177,7 @@ def resolve_precision(config: "TrainConfig", before: Mapping[str, Any]) -> "Trai
         fastest = {precision for _, precision in found}
         wanted = found[0][0] or (fastest.pop() if len(fastest) == 1 else "no")
     use_precision(os.environ, wanted)
+    deepspeed.check_settings()  # whose file may name another
     shared = AcceleratorState._shared_state
     if shared and wanted not in (None, AcceleratorState().mixed_precision):
         raise InputError(

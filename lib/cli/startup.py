@@ -78,10 +78,13 @@ def prints() -> bool:
 def exit_if_finished(config: TrainConfig, finished_lines: FinishedLines) -> None:
     """Print the results of this run and exit, if it is finished and there is nothing to do."""
     named = config.resume_from_checkpoint not in (None, "auto")
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("1", os.environ.get("LOCAL_WORLD_SIZE")):
+        return  # several machines may not see the same files at the same time
     if named or config.overwrite_output_dir or config.dry_run or config.push_to_hub:
         return
     try:
-        resolved, _ = resolve(config, int(os.environ.get("WORLD_SIZE", "1")), {})
+        resolved, _ = resolve(config, int(processes), {})
     except InputError:
         return  # raised again for the number of processes that meet
     automatic = config.mixed_precision == "auto"  # keeps the precision that the run has

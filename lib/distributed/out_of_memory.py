@@ -95,14 +95,15 @@ class MicroBatchSize:
         assert accumulation * processes == sampler.num_micro_batches, "a backend has its own"
         if not self.automatic:
             return
-        self.size: int = sampler.plan(0).most_rows
+        self.to_keep: int | None = None
         if not self.alone:
             # Own group, as the stop signal has: its reduction may be in flight.
             self.group = torch.distributed.new_group(backend="gloo")
         find = partial(folder.found_micro_batch_size, source)
         found = from_main_process(accelerator, find)
-        if found is not None and found < self.size:
-            self._say(f"an earlier start ran out of memory: at most {found} rows in a micro-batch")
+        if found is not None and found < self._most_rows():
+            rows = f"{found} row{'s' * (found > 1)}"
+            self._say(f"an earlier start ran out of memory: at most {rows} in a micro-batch")
             self._set(found)
 
     @contextlib.contextmanager
@@ -138,28 +139,37 @@ class MicroBatchSize:
             return False
         if not self.alone:
             self._average_gradients()
+        if self.to_keep is not None:
+            on_main_process(
+                self.accelerator, partial(self.folder.keep_micro_batch_size, self.to_keep)
+            )
+            self.to_keep = None
         return True
+
+    def _most_rows(self) -> int:
+        return int(self.sampler.plan(0).most_rows)
 
     def _halve(self) -> None:
         self.failed.zero_()
         self.optimizer.zero_grad()
         clear_device_cache(garbage_collection=True)
-        if self.size == 1:
+        # Not the size that was set: on this many processes updates may be cut finer than it asks.
+        size = self._most_rows()
+        if size == 1:
             raise InputError(
                 "out of memory with one row in each micro-batch, the fewest: lower --max_length, "
                 "give --gradient_checkpointing or --mixed_precision bf16, or take a smaller model"
             )
-        half = -(-self.size // 2)
+        half = -(-size // 2)
         self._say(
-            f"out of memory with {self.size} rows in a micro-batch: the same update again with "
-            f"{half}, in more of them"
+            f"out of memory with {size} rows in a micro-batch: the same update again with {half}, "
+            "in more of them"
         )
         self._set(half)
-        on_main_process(self.accelerator, partial(self.folder.keep_micro_batch_size, half))
+        self.to_keep = half  # once it fits
 
     def _set(self, size: int) -> None:
         """Cut updates as --per_device_train_batch_size `size` does."""
-        self.size = size
         num_rows = int(self.sampler.plan(0).sizes.max())
         accumulation = -(-num_rows // (size * self.accelerator.num_processes))
         self.accelerator.gradient_accumulation_steps = accumulation

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from lib.data.rows.notices import row_notices
 from lib.data.splits import Splits
 from lib.data.tasks import IGNORED
 from lib.data.tokenizing import model_columns, row_lengths
+from lib.errors import InputError
 from lib.training.optimization import loss_sum
 from lib.training.timetable import Timetable
 
@@ -146,7 +148,15 @@ def _one_pass(
     batch = next(iter(train_loader))
     labels, _ = batch.pop("labels"), batch.pop("row")
     model.train()
-    loss = loss_sum(model(**batch).logits, labels) / int((labels != IGNORED).sum())
-    accelerator.backward(loss * accelerator.gradient_accumulation_steps)
+    try:
+        loss = loss_sum(model(**batch).logits, labels) / int((labels != IGNORED).sum())
+        accelerator.backward(loss * accelerator.gradient_accumulation_steps)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise InputError(
+            f"one backward pass: out of memory with {len(labels)} rows in a micro-batch; "
+            "--per_device_train_batch_size auto trains with as many as fit"
+        ) from error
     norm = accelerator.clip_grad_norm_(model.parameters(), math.inf)
     return f"loss {loss.item():.4f}, gradient norm {float(norm):.4f} (no optimizer step)"

@@ -70,6 +70,7 @@ PROVENANCE = (
     "commit",
     "versions",
     "data_fingerprint",
+    "num_rows",
     "model_revision",
     "device",
     "precision",

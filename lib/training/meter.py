@@ -152,8 +152,8 @@ class Meter:
             "grad_norm": norm if math.isfinite(norm) else None,
             "padding": padding,
             "learning_rate": self.learning_rate,
-            **self.speed.read(),
             **self.memory(),
+            **self.speed.read(),  # last, as it starts the clock
         }
 
     def memory(self) -> dict[str, float]:

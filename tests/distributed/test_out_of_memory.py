@@ -15,6 +15,7 @@ from runs import assert_same_course, error_line, run, run_and_exit, run_until
 from small_memory import PLACES, memory_for
 from transformers import BertForSequenceClassification
 
+from lib.checkpoints.run_folder import RunFolder
 from lib.cli.config import TrainConfig
 from lib.cli.rules import resolve
 from lib.distributed.out_of_memory import check_repeatable
@@ -144,6 +145,18 @@ def test_a_row_that_does_not_fit_ends_the_run_with_one_line(flags, tmp_path, cap
     # The longest rows come first, 7 of them; one of eight micro-batches holds a filling row.
     assert failed == [7, 4, 3, 2, 2, 2, 1, *[1] * 8]
     assert "with one row in each micro-batch" in error_line(capsys.readouterr().err)
+    # The remedies make room for more rows, and the next start looks for how many.
+    assert not (tmp_path / "micro_batch_size").exists()
+
+
+def test_what_fit_elsewhere_is_halved_as_it_is_cut_here(flags, once, tmp_path, monkeypatch):
+    """At most 7 rows cut updates of 8 into 4 and 4; half of that is 2, and not 4 of 7."""
+    monkeypatch.setattr(RunFolder, "found_micro_batch_size", lambda *_: 7)
+    with memory_for(3, after=6, where="forward") as failed:
+        run(flags, tmp_path, AUTO)
+    assert set(failed) == {4}
+    assert found(tmp_path) == "2\n"
+    assert_same_course(tmp_path, once)
 
 
 def test_without_auto_the_error_is_raised_as_it_is(flags, tmp_path):

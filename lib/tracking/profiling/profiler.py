@@ -1,5 +1,6 @@
 """A trace of some updates, by Accelerate's profiler."""
 
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from lib.backends.devices import device_name
 from lib.checkpoints.atomic import replacing, write_text, writing
 from lib.checkpoints.run_folder import PROFILE_FOLDER
 from lib.data.batching import Integers
-from lib.tracking.profiling.operators import DATA, UPDATE, dominating, table, times_of
+from lib.errors import InputError
+from lib.tracking.profiling.operators import DATA, UPDATE, Times, dominating, table, times_of
 
 # Updates of this start that are not traced: the first ones allocate, and compile.
 WARM_UP = 10
@@ -132,6 +134,15 @@ class Profiler:
         if not times.num_updates:
             return
         last = self.first + times.num_updates - 1
+        try:
+            self._write_files(profiler, times, last)
+        except InputError as error:
+            # On this process alone, which must not leave the others waiting for it.
+            rank = self.accelerator.process_index
+            print(f"--profile: rank {rank} goes on without its trace: {error}", file=sys.stderr)
+
+    def _write_files(self, profiler: torch.profiler.profile, times: Times, last: int) -> None:
+        device = self.accelerator.device
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
         with replacing(self._path(last, self._suffix)) as new:
