@@ -64,7 +64,8 @@ class Meter:
             training_flops(accelerator.unwrap_model(model, keep_torch_compile=False)),
             None if peak is None else peak * accelerator.num_processes,
         )
-        self.peak_memory = 0.0
+        # In GiB, of the process that has used most, by the kind of memory.
+        self.peak_memory: dict[str, float] = {}
 
     def start_update(self) -> None:
         """Start an update, or the same one again; what it added so far does not count."""
@@ -136,7 +137,7 @@ class Meter:
         `loss` is the mean over the rows (with class weights, the weighted mean), `grad_norm` that
         of the last update (None if it is not finite, as under fp16 when the scaler skips an
         update), `padding` its share in the tokens, `learning_rate` the highest of the last update;
-        those of `Speed.read`, and `memory`.
+        those of `Speed.read`, and the peak of memory so far.
 
         Raises:
             NonFiniteError: as `check`.
@@ -152,26 +153,24 @@ class Meter:
             "grad_norm": norm if math.isfinite(norm) else None,
             "padding": padding,
             "learning_rate": self.learning_rate,
-            **self.memory(),
+            **self._measured_memory(),
             **self.speed.read(),  # last, as it starts the clock
         }
 
-    def memory(self) -> dict[str, float]:
-        """Return the peak of the process that has used most, by the kind of memory."""
+    def _measured_memory(self) -> dict[str, float]:
         peak = devices.peak_memory(self.accelerator.device)
-        if peak is None:
-            return {}
-        name, own = peak
-        everywhere = self.accelerator.gather(torch.tensor([own], device=self.accelerator.device))
-        self.peak_memory = max(self.peak_memory, everywhere.max().item())
-        return {name: self.peak_memory}
+        if peak is not None:
+            name, own = peak
+            of_all = self.accelerator.gather(torch.tensor([own], device=self.accelerator.device))
+            self.peak_memory[name] = max(self.peak_memory.get(name, 0.0), of_all.max().item())
+        return self.peak_memory
 
     def overall(self) -> dict[str, Any]:
         """Return the cost of the whole run, however often it was resumed.
 
-        The speed, its `seconds`, and the peak of memory. All processes call this.
+        The speed, its `seconds`, and the peak of memory at the last reading.
         """
-        figures = self.speed.overall() | self.memory()
+        figures = self.speed.overall() | self.peak_memory
         cost = {f"train_{name}": value for name, value in figures.items()}
         return cost | {"seconds_to_first_update": self.speed.seconds_to_first_update}
 
@@ -191,7 +190,7 @@ class Meter:
         for name in COUNTS:
             setattr(self, name, state[name])
         self.speed.load_state_dict(state["speed"])
-        self.peak_memory = state.get("peak_memory", 0.0)  # earlier versions did not measure it
+        self.peak_memory = dict(state.get("peak_memory", {}))  # earlier versions had none
 
 
 class UndoneSteps:

@@ -55,8 +55,12 @@ def test_the_peak_of_memory_outlives_what_used_it(bert):
     assert before <= after == pytest.approx(resident, rel=0.01)
     model = load(bert)
     meter = Meter(Accelerator(), model, torch.optim.AdamW(model.parameters()), str, 0.0)
-    meter.load_state_dict({**meter.state_dict(), "peak_memory": 1000.0})
-    assert meter.memory() == {name: 1000.0}  # of an earlier start
+    meter.load_state_dict({**meter.state_dict(), "peak_memory": {name: 1000.0}})
+    meter.add_loss(torch.tensor(1.0))
+    meter.guard_update(1, 1.0, torch.tensor(1.0))
+    meter.count_update(1, 3, 4, 9)
+    assert meter.read()[name] == 1000.0  # of an earlier start
+    assert meter.overall()[f"train_{name}"] == 1000.0
 
 
 def test_the_published_rate_of_a_gpu(monkeypatch):
