@@ -1,12 +1,11 @@
 """How near an update on CPUs comes to the rate at which they multiply matrices, and why not nearer.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.matmul --plot docs/update_time.png
+    python -m benchmarks.matmul --plot docs/update_time.png
 
-The script sets that variable. First the rate of the products of a BERT layer, forward and backward,
-by hidden size and tokens of a micro-batch. Then an update of 16 rows of 64 tokens, with random
-weights and dropout of 0.1, in the arithmetic of the script: its floating-point operations, counted
-by PyTorch, over its seconds as a share of that rate, and where its profiler finds the time. The
-last line is the same as JSON.
+First the rate of the products of a BERT layer, forward and backward, by hidden size and tokens of a
+micro-batch. Then an update of 16 rows of 64 tokens, with random weights and dropout of 0.1, in the
+arithmetic of the script: its floating-point operations, counted by PyTorch, over its seconds as a
+share of that rate, and where its profiler finds the time. The last line is the same as JSON.
 """
 
 import argparse

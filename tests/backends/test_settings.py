@@ -404,12 +404,12 @@ def test_the_script_refuses_before_its_slow_imports():
 @pytest.mark.parametrize(
     ("own", "policy", "spins"),
     [
-        ({}, "PASSIVE", "0"),
+        ({}, "PASSIVE", "1000"),
         ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "30000000000"),
     ],
 )
-def test_threads_of_pytorch_wait_without_a_core(own, policy, spins):
+def test_threads_of_pytorch_soon_wait_without_a_core(own, policy, spins):
     """As libgomp says, which PyTorch's wheels bring, and which prints PASSIVE for no policy too."""
     libgomp = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
     code = (
