@@ -151,6 +151,10 @@ def test_other_names(arguments, name, value):
         ("--save_strategy epoch --save_steps 5", "--save_strategy and --save_steps both decide"),
         ("--eval_steps 5 --eval_every 5", "--eval_steps and --eval_every both decide --eval_every"),
         ("--num_train_epochs 2.5", "--num_train_epochs takes a whole number, got '2.5'"),
+        (
+            "--per_device_train_batch_size all",
+            "--per_device_train_batch_size takes a whole number or auto, got 'all'",
+        ),
         ("--bf16 --fp16", "--bf16 and --fp16 both decide --mixed_precision"),
         ("--mixed_precision auto --bf16", "--mixed_precision and --bf16 both decide --mixed_prec"),
     ],

@@ -101,7 +101,7 @@ def checked(name: str, value: Any, declared: Flag) -> Any:
             raise InputError(f"--{name} takes a list of text, got {value!r}")
         value = tuple(_text(name, item) for item in items)
     else:
-        value = _converted(name, value, declared.kind)
+        value = _converted(name, value, declared)
     if declared.is_path and isinstance(value, tuple):
         value = tuple(map(os.path.expanduser, value))
     elif declared.is_path:
@@ -120,10 +120,12 @@ def _text(name: str, item: Any) -> str:
 BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def _converted(name: str, value: Any, kind: type) -> Any:
+def _converted(name: str, value: Any, declared: Flag) -> Any:
     """A single value as its flag's type; text is read as the command line writes numbers."""
+    kind = declared.kind
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    rejected = InputError(f"--{name} takes {names[kind]}, got {value!r}")
+    allowed = " or ".join([names[kind], *declared.words])
+    rejected = InputError(f"--{name} takes {allowed}, got {value!r}")
     if kind is bool:
         word = str(value).lower() if isinstance(value, str | bool) else ""
         if word not in BOOLEAN_WORDS:
