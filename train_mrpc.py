@@ -223,8 +223,9 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     outcome = {**scores, "best_update": state.best_update, "num_updates": state.update}
     outcome |= meter.overall()
     padding = batching.padding_shares(lengths, sampler.plan(0), collator)
-    contents = (splits, outcome, origin, predicted, lengths, padding)
-    results.finish(accelerator, folder, log, config.to_dict(), *contents)
+    finish = partial(results.finish, folder, log, config.to_dict(), splits, outcome, origin)
+    collectives.on_main_process(accelerator, partial(finish, predicted, lengths, padding))
+    log.trackers.finish()  # those of other machines
     accelerator.end_training()
     return outcome
 

@@ -11,6 +11,7 @@ from runs import run
 from lib.cli.parsing import parse_arguments
 from lib.cli.startup import exit_if_finished
 from lib.finished import FILES, finished_lines
+from lib.tracking.trackers import Trackers
 
 # What a damaged or incomplete folder lacks, of all that a run leaves.
 WRITTEN = (
@@ -143,6 +144,20 @@ def test_several_machines_do_not_decide_by_files_that_each_sees(again, monkeypat
     for here, decided in (("1", False), ("2", True)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
         assert again("--train_batch_size=8") is decided
+
+
+def test_a_run_is_finished_once_its_trackers_are(flags, tmp_path, monkeypatch):
+    """One that is killed while they upload is resumed."""
+    seen = []
+    end = Trackers.finish
+
+    def noted(trackers, **options):
+        seen.append(json.loads((tmp_path / "status.json").read_text())["status"])
+        end(trackers, **options)
+
+    monkeypatch.setattr(Trackers, "finish", noted)
+    run(flags, tmp_path, "--max_train_steps=1")
+    assert seen[0] == "running"
 
 
 def test_a_run_that_did_not_finish_goes_on(again, tmp_path):

@@ -242,11 +242,12 @@ def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> 
 def tune_cpu(environment: MutableMapping[str, str]) -> None:
     """Set what PyTorch and its OpenMP read when they are imported; a user's own values win."""
     if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
-        # The gradient of the embeddings is new memory at every update: huge pages turn thousands
-        # of page faults into a dozen. PyTorch warns on other kernels.
+        # The gradient of the embeddings is new memory at every update: huge pages halve the page
+        # faults. PyTorch warns on other kernels.
         environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # At the end of each operator the threads wait for one another. libgomp's spin 300,000 times
-    # first, and keep the core from the one that is waited for where another program takes one.
+    # first (its manual, GOMP_SPINCOUNT), and keep the core from the one that is waited for where
+    # another program takes one.
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -148,7 +148,6 @@ def write_split(
 
 
 def finish(
-    accelerator: Accelerator,
     folder: RunFolder,
     log: RunLog,
     config: Mapping[str, Any],
@@ -161,34 +160,14 @@ def finish(
 ) -> None:
     """Write everything that a finished run leaves beside its model, and print the scores.
 
-    All processes call this. The run counts as finished once its trackers have ended: one that is
-    killed before is resumed, and ends them.
-
     Args:
         config: as config.yaml has it.
         predicted: the predictions of the split that chose the best model.
         lengths, padding: as for `write_results`.
     """
-    write = partial(_write, folder.path, log, config, splits, results, provenance)
-    on_main_process(accelerator, partial(write, predicted, lengths, padding))
-    log.trackers.finish()
-    on_main_process(accelerator, partial(_conclude, folder, config, splits.task, results))
-
-
-def _write(
-    folder: Path,
-    log: RunLog,
-    config: Mapping[str, Any],
-    splits: Splits,
-    results: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    predicted: Predictions,
-    lengths: NDArray[Any],
-    padding: Mapping[str, float],
-) -> None:
     rows = next(iter(splits.validation.values()))
     write_results(
-        folder,
+        folder.path,
         results,
         task=splits.task,
         provenance=provenance,
@@ -196,21 +175,17 @@ def _write(
         lengths=lengths,
         padding=padding,
     )
-    write_report(folder)
+    write_report(folder.path)
     if splits.held_out is not None:
-        write_json(folder / HELD_OUT_FILE, {"rows": splits.held_out.tolist()})
+        write_json(folder.path / HELD_OUT_FILE, {"rows": splits.held_out.tolist()})
     texts = {column: rows[column] for column in splits.task.columns}
     log.results(results, provenance, predicted, texts, splits.task.labels, config["log_model"])
-
-
-def _conclude(
-    folder: RunFolder, config: Mapping[str, Any], task: Task, results: Mapping[str, Any]
-) -> None:
+    log.trackers.finish()  # first: a run that is killed meanwhile is resumed, and ends them
     folder.write_status("finished", results["num_updates"])
     if config["save_only_model"]:
         folder.discard_checkpoints()
-    scores, _ = scores_of(results, task)
-    for line in final_lines(folder.path, task, scores, results["best_update"]):
+    scores, _ = scores_of(results, splits.task)
+    for line in final_lines(folder.path, splits.task, scores, results["best_update"]):
         print(line)
 
 

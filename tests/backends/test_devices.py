@@ -113,10 +113,13 @@ def test_an_update_reads_nothing_from_the_device(attention, monkeypatch):
 )
 def test_whether_training_leaves_a_core(monkeypatch, device, processes, threads, leaves):
     """Of 8."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(devices, "num_cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
     assert devices.leaves_a_core(accelerator) is leaves
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # the others are on other machines
+    assert devices.leaves_a_core(accelerator)
 
 
 @pytest.mark.parametrize("version", [1, 2])

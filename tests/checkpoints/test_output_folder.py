@@ -7,6 +7,7 @@ import pytest
 from conftest import last_update, read_metrics, read_weights, start_script, wait_for
 from runs import difference, run, run_until
 
+from lib.checkpoints.atomic import beside
 from lib.errors import InputError
 
 
@@ -26,9 +27,13 @@ def test_cleans_up_only_its_own_temporary_folders(flags, tmp_path):
     run_until(flags, tmp_path, 4)
     for name in (".backup.old", ".notes.writing"):
         (tmp_path / name).mkdir()
+    half_written = beside(tmp_path / "profile" / "updates_1_to_2.rank_0.json")
+    half_written.parent.mkdir()
+    half_written.touch()
     run(flags, tmp_path)
     assert (tmp_path / ".backup.old").is_dir()
     assert (tmp_path / ".notes.writing").is_dir()
+    assert not half_written.exists()
 
 
 @pytest.mark.processes

@@ -12,7 +12,9 @@ from runs import run
 
 from lib.backends import devices
 from lib.backends.settings import use_precision
+from lib.cli.config import TrainConfig
 from lib.cli.parsing import parse_arguments
+from lib.cli.rules import resolve_precision
 from lib.cli.startup import start
 from lib.errors import InputError
 
@@ -103,6 +105,17 @@ def test_another_precision_than_that_of_the_checkpoint_is_refused(
     resumed = f"--resume_from_checkpoint={once / 'epoch_0'}"
     with pytest.raises(InputError, match="precision 'no' there, 'bf16' here"):
         run(flags, tmp_path, "--mixed_precision=auto", resumed, "--num_train_epochs=2")
+
+
+def test_a_file_for_deepspeed_may_not_contradict_what_auto_chose(tmp_path, accelerate_options):
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 2}, "bf16": {"enabled": False}}))
+    accelerate_options.setenv(TOLD, "no")
+    accelerate_options.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    accelerate_options.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
+    config = TrainConfig(demo=True, mixed_precision="auto")
+    with pytest.raises(InputError, match="bf16.enabled is false, but --mixed_precision is bf16"):
+        resolve_precision(config, {"mixed_precision": "bf16"})
 
 
 WORKER = """

@@ -159,6 +159,12 @@ def test_what_fit_elsewhere_is_halved_as_it_is_cut_here(flags, once, tmp_path, m
     assert_same_course(tmp_path, once)
 
 
+def test_a_dry_run_that_does_not_fit_ends_with_one_line(flags, tmp_path, capsys):
+    with memory_for(4, after=0, where="forward"):
+        assert run_and_exit(flags, tmp_path / "out", "--dry_run") == 2
+    assert "out of memory with 7 rows in a micro-batch" in error_line(capsys.readouterr().err)
+
+
 def test_without_auto_the_error_is_raised_as_it_is(flags, tmp_path):
     with (
         memory_for(4, after=0, where="forward"),

@@ -9,6 +9,8 @@ from conftest import assert_same_run, last_update, read_weights
 from runs import difference, run, run_until
 from torch._C._autograd import DeviceType
 
+from lib.errors import InputError
+from lib.tracking.profiling import profiler
 from lib.tracking.profiling.operators import dominating, group_of, times_of
 
 
@@ -52,6 +54,15 @@ def test_a_stopped_trace_leaves_nothing_and_the_resumed_run_traces_its_own(
     run(flags, tmp_path)
     assert "too few updates are left" in capsys.readouterr().out
     assert files(tmp_path) == before
+
+
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(flags, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise InputError("no space left")
+
+    monkeypatch.setattr(profiler, "write_text", full)
+    assert run(flags, tmp_path, "--profile=2")["num_updates"] == 7
+    assert "--profile: rank 0 goes on without its trace: no space left" in capsys.readouterr().err
 
 
 def test_training_that_ends_sooner_leaves_what_was_traced(flags, tmp_path, capsys):
