@@ -38,8 +38,8 @@ BENCH := $(BIN)/python -m benchmarks
 bench: $(VENV)/.installed-dev
 	test -d "$(MODEL)" -a -d "$(DATA)"
 	mkdir -p outputs
-	$(BENCH).compare $(MRPC) --max_train_samples 960 --max_eval_samples 64
-	$(BENCH).compare $(MRPC) --max_train_samples 960 --max_eval_samples 64 --mixed_precision auto
+	$(BENCH).compare $(MRPC)
+	$(BENCH).compare $(MRPC) --mixed_precision auto
 	$(BENCH).matmul --plot outputs/update_time.png
 	$(BENCH).overheads
 	$(BENCH).scale --model_name_or_path $(MODEL) --rows 4000 40000 400000

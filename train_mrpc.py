@@ -27,8 +27,8 @@ from lib.finished import finished_lines
 if ARGUMENTS:
     CONFIG = startup.start(ARGUMENTS, finished_lines)  # rejects bad flags before slow imports
 
-import math
 from functools import partial
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ from lib.distributed.process_group import process_group
 from lib.distributed.stop_signal import StopSignal
 from lib.errors import Preempted
 from lib.hub import download, prefetch, upload
-from lib.model import layers, loading
+from lib.model import dropout, layers, loading
 from lib.report import results
 from lib.report.description import announce, describe
 from lib.tracking.progress import quiet_libraries
@@ -105,6 +105,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
     origin = collectives.from_main_process(accelerator, provenance)
     deepspeed.configure(accelerator, config.max_grad_norm, sampler.plan)
     fsdp.configure(accelerator, model, layers.encoder_layers)
+    dropout.configure(accelerator, model)
     # The schedule is not prepared: Accelerate would step it once per process.
     model, optimizer, train_loader = accelerator.prepare(model, optimizer, train_loader)
     eval_loaders = {split: accelerator.prepare(loader) for split, loader in eval_loaders.items()}
@@ -140,7 +141,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
 
     metric = config.metric_for_best_model or metrics.best_metric_name(splits.task.metrics)
     eval_loader = eval_loaders[splits.task.validation[0]]
-    patience = config.early_stopping_patience or math.inf
+    patience = config.early_stopping_patience or inf
     updates = sampler.updates(train_loader, accelerator.num_processes, state.update, num_updates)
     updates = log.profiled(updates, config.profile, meter.speed.pause)
     micro_batch_size = MicroBatchSize(
@@ -185,8 +186,7 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
                     accelerator.backward(loss * scale)
             if not micro_batch_size.fits():
                 continue  # the same update again, on all processes
-            max_norm = config.max_grad_norm or math.inf
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or inf)
             meter.guard_update(state.update + 1, total_weight, grad_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -274,7 +274,7 @@ def make_loaders(
     )
     assert config.train_batch_size is not None, "resolve() sets it"
     num_micro_batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
-    most_rows = math.ceil(config.train_batch_size / num_micro_batches) if compiled else None
+    most_rows = ceil(config.train_batch_size / num_micro_batches) if compiled else None
     columns, max_length = model_columns(tokenized.train), config.max_length
     collator = batching.FillingCollator(pad, columns, max_length, most_rows)
     plan = partial(

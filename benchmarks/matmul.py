@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
+from lib.model import dropout
 from lib.training.optimization import loss_sum, parameter_groups
 
 ROWS, ROW_TOKENS = 16, 64
@@ -33,16 +35,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # in this order.
 GROUPS = {
     "matrix products": ("addmm", "mm", "bmm", "baddbmm", "linear", "mkldnn_linear"),
-    "fused attention": ("_scaled_dot_product_flash_attention",),
-    "dropout": ("bernoulli_", "native_dropout", "dropout"),
+    "random numbers": ("random_", "bernoulli_"),  # of dropout
     "GELU, softmax, layer norm": (
         *("gelu", "_softmax", "native_layer_norm", "tanh"),
-        *("all", "isneginf", "where"),  # of the softmax, for rows without a token
+        *("all", "isneginf", "where"),  # of SDPA's softmax, for rows without a token
     ),
     "embeddings": ("embedding", "index_select"),
     "copies, casts and fills": ("copy_", "_to_copy", "clone", "cat", "fill_", "zero_"),
     "AdamW and clipping": ("_fused_adamw_", "_foreach_", "linalg_vector_norm"),
-    "sums and products by element": ("add", "mul", "div", "sum"),
+    "sums and products by element": ("add", "mul", "div", "sum", "ge"),  # also of dropout
 }
 REST = "the rest, Python too"
 
@@ -87,7 +88,9 @@ def matrix_rate(hidden: int, tokens: int, dtype: torch.dtype, repeats: int) -> f
     return flops / seconds
 
 
-def make_update(hidden: int, num_layers: int, dtype: torch.dtype) -> Callable[[], None]:
+def make_update(
+    hidden: int, num_layers: int, dtype: torch.dtype, torch_dropout: bool
+) -> Callable[[], None]:
     """Return a function that does one update of a BERT with random weights."""
     torch.manual_seed(0)
     config = BertConfig(
@@ -97,6 +100,8 @@ def make_update(hidden: int, num_layers: int, dtype: torch.dtype) -> Callable[[]
         intermediate_size=4 * hidden,
     )
     model = BertForSequenceClassification(config).train()
+    if not torch_dropout:
+        dropout.configure(Accelerator(cpu=True), model)
     groups = parameter_groups(model, 1e-4, 0.01, 1.0)
     optimizer = torch.optim.AdamW(groups, fused=True)
     ids = torch.randint(1000, 20_000, (ROWS, ROW_TOKENS))
@@ -134,9 +139,11 @@ def seconds_by_group(update: Callable[[], None], seconds: float, repeats: int) -
     return {group: spent * seconds / whole for group, spent in groups.items()}
 
 
-def measure_update(hidden: int, layers: int, precision: str, repeats: int) -> dict[str, Any]:
+def measure_update(
+    hidden: int, layers: int, precision: str, repeats: int, torch_dropout: bool
+) -> dict[str, Any]:
     """Return what an update computes, how long it takes, and where."""
-    update = make_update(hidden, layers, DTYPES[precision])
+    update = make_update(hidden, layers, DTYPES[precision], torch_dropout)
     with FlopCounterMode(display=False) as counter:
         update()
     seconds = median_seconds(update, repeats)
@@ -219,6 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     parser.add_argument("--layers", type=int, default=6, help="of the BERT that is updated")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--torch_dropout", action="store_true", help="instead of that of lib/model/dropout.py"
+    )
     parser.add_argument("--plot", type=Path, help="draw the updates of the first hidden size")
     given = parser.parse_args(arguments)
 
@@ -227,7 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     updates = []
     for precision, threads in itertools.product(DTYPES, given.threads):
         torch.set_num_threads(threads)
-        updates.append(measure_update(given.hidden[0], given.layers, precision, given.repeats))
+        model = (given.hidden[0], given.layers, precision)
+        updates.append(measure_update(*model, given.repeats, given.torch_dropout))
     head = ["hidden, precision, threads", "ms", "examples/s", "GFLOP/s", "of the matrix rate"]
     print(table([*head, *GROUPS, REST], update_rows(updates)), "\n")
     print(json.dumps(updates))

@@ -136,6 +136,16 @@ def fastest_precision(device: torch.device) -> str:
     return "bf16" if device.type in ("cpu", "cuda") and computes_in_bf16(device) else "no"
 
 
+def draws_in_parallel() -> bool:
+    """True where PyTorch draws dropout's masks on all threads: with MKL, on Intel's CPUs.
+
+    Source: `bernoulli_mkl_kernel` in ATen/native/cpu/DistributionKernels.cpp.
+    """
+    cpus = Path("/proc/cpuinfo")
+    vendor = cpus.read_text() if cpus.exists() else platform.processor()
+    return torch.backends.mkl.is_available() and "GenuineIntel" in vendor
+
+
 def num_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

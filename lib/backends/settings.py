@@ -4,7 +4,9 @@
 heavy, as it is read before the slow imports.
 """
 
+import ctypes
 import os
+import platform
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
@@ -240,7 +242,10 @@ def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> 
 
 
 def tune_cpu(environment: MutableMapping[str, str]) -> None:
-    """Set what PyTorch and its OpenMP read when they are imported; a user's own values win."""
+    """Keep freed memory, and set what PyTorch and its OpenMP read; a user's own values win.
+
+    Before they are imported.
+    """
     if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
         # The gradient of the embeddings is new memory at every update: huge pages halve the page
         # faults. PyTorch warns on other kernels.
@@ -250,6 +255,20 @@ def tune_cpu(environment: MutableMapping[str, str]) -> None:
     # another program takes one.
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
+    _keep_freed_memory(environment)
+
+
+# Of mallopt(3), in malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def _keep_freed_memory(environment: Mapping[str, str]) -> None:
+    """Have glibc keep freed memory, which the system would clear at each update, on one thread."""
+    told = [name for name in environment if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]
+    if platform.libc_ver()[0] == "glibc" and not told:
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)  # no memory that is given back when it is freed
+        library.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def unused(environment: Mapping[str, str]) -> list[str]:

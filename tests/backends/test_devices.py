@@ -1,5 +1,6 @@
 """What a device can do, and what the header of a run says about it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -144,3 +145,18 @@ def test_free_memory_of_a_job(tmp_path, version):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     assert min(devices._free_in_groups(tmp_path)) == 500
+
+
+@pytest.mark.parametrize(
+    ("vendor", "mkl", "parallel"),
+    [("GenuineIntel", True, True), ("GenuineIntel", False, False), ("AuthenticAMD", True, False)],
+)
+def test_where_masks_are_drawn_in_parallel(monkeypatch, vendor, mkl, parallel):
+    read = Path.read_text
+    cpus = f"vendor_id\t: {vendor}\n"
+    monkeypatch.setattr(
+        Path, "read_text", lambda file: cpus if str(file) == "/proc/cpuinfo" else read(file)
+    )
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(devices.platform, "processor", lambda: vendor)
+    assert devices.draws_in_parallel() is parallel

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks import matmul
 
@@ -16,9 +18,11 @@ def _threads():
 
 
 @pytest.mark.usefixtures("_threads")
-def test_counts_the_products_of_an_update(tmp_path, capsys):
+@pytest.mark.parametrize("dropout", [[], ["--torch_dropout"]], ids=["own", "torch"])
+def test_counts_the_products_of_an_update(tmp_path, capsys, monkeypatch, dropout):
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", sdpa_attention_forward)
     sizes = ["--hidden=32", "--tokens=64", "--threads=1", "--layers=1", "--repeats=1"]
-    matmul.main([*sizes, f"--plot={tmp_path / 'time.png'}"])
+    matmul.main([*sizes, *dropout, f"--plot={tmp_path / 'time.png'}"])
     *_, line = capsys.readouterr().out.splitlines()
     updates = json.loads(line)
     assert [update["precision"] for update in updates] == ["fp32", "bf16"]
@@ -29,7 +33,7 @@ def test_counts_the_products_of_an_update(tmp_path, capsys):
     for update in updates:
         assert update["flops"] == 3 * 2 * (linear + attention)
         assert sum(update["groups"].values()) == pytest.approx(update["seconds"])
-        assert update["groups"]["matrix products"] > 0 < update["groups"]["dropout"]
+        assert update["groups"]["matrix products"] > 0 < update["groups"]["random numbers"]
     assert (tmp_path / "time.png").stat().st_size > 0
 
 

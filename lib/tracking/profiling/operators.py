@@ -26,7 +26,7 @@ GROUPS = (
     ("copies", r"copy|memcpy|memset|clone|contiguous|::cat\b|::_?to\b|_to_copy|fill|zero|empty"),
     (
         "elementwise operators",
-        r"elementwise|::(add|sub|mul|div|where|gelu|tanh|relu)(_|\b)|gelu_back",
+        r"elementwise|::(add|sub|mul|div|where|ge|bitwise_not|gelu|tanh|relu)(_|\b)|gelu_back",
     ),
     ("sums", r"reduce|::(sum|mean|all|any)\b"),
 )
