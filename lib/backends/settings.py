@@ -4,9 +4,7 @@
 heavy, as it is read before the slow imports.
 """
 
-import ctypes
 import os
-import platform
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
@@ -242,10 +240,7 @@ def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> 
 
 
 def tune_cpu(environment: MutableMapping[str, str]) -> None:
-    """Keep freed memory, and set what PyTorch and its OpenMP read; a user's own values win.
-
-    Before they are imported.
-    """
+    """Set what PyTorch and its OpenMP read when they are imported; a user's own values win."""
     if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
         # The gradient of the embeddings is new memory at every update: huge pages halve the page
         # faults. PyTorch warns on other kernels.
@@ -255,20 +250,6 @@ def tune_cpu(environment: MutableMapping[str, str]) -> None:
     # another program takes one.
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
-    _keep_freed_memory(environment)
-
-
-# Of mallopt(3), in malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-def _keep_freed_memory(environment: Mapping[str, str]) -> None:
-    """Have glibc keep freed memory, which the system would clear at each update, on one thread."""
-    told = [name for name in environment if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]
-    if platform.libc_ver()[0] == "glibc" and not told:
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_MAX, 0)  # no memory that is given back when it is freed
-        library.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def unused(environment: Mapping[str, str]) -> list[str]:
