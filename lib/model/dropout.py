@@ -22,9 +22,7 @@ class FewerDraws(nn.Dropout):
     """`nn.Dropout`, with `dropped`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and 0 < self.p < 1:
-            return dropped(input, self.p)
-        return super().forward(input)
+        return dropped(input, self.p) if self.training and self.p else input
 
 
 def configure(accelerator: Accelerator, model: nn.Module) -> None:
@@ -43,12 +41,10 @@ def configure(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def dropped(inputs: Tensor, probability: float) -> Tensor:
-    """Zero each element with this probability, and scale the others to keep the mean.
-
-    Args:
-        probability: below 1.
-    """
+    """Zero each element with this probability, and scale the others to keep the mean."""
     num_zeroed, count = round(probability * NUM_VALUES), inputs.numel()
+    if num_zeroed == NUM_VALUES:
+        return inputs * 0
     numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[:count].view(inputs.shape)
     kept = (bits >= num_zeroed - NUM_VALUES // 2).to(inputs.dtype)

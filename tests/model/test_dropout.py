@@ -1,12 +1,14 @@
 """Dropout for CPUs: each element is dropped alike, with a quarter of the random numbers."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from accelerate.utils import DynamoBackend
 from conftest import save_tiny_bert
 from models import load
+from runs import run
 from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -48,7 +50,7 @@ def test_the_gradient_is_dropped_with_the_element():
     torch.manual_seed(0)
     inputs = torch.randn(
         3, 5, 7, requires_grad=True
-    )  # 105 elements: the last number is not used up
+    )  # an odd count: the last number is not used up
     result = dropout.dropped(inputs, 0.25)
     result.sum().backward()
     assert set(inputs.grad.unique().tolist()) == {0.0, torch.tensor(4 / 3).item()}
@@ -113,6 +115,21 @@ def test_a_cap_is_refused_as_by_pytorch():
     tensors = torch.randn(3, 2, 4, 6, 8)
     with pytest.raises(ValueError, match="softcap"):
         dropout.attention(SimpleNamespace(), *tensors, None, dropout=0.5, softcap=30.0)
+
+
+def test_attention_that_drops_everything_is_zero():
+    attended, _ = dropout.attention(
+        SimpleNamespace(is_causal=False), *torch.randn(3, 2, 4, 6, 8), None, dropout=1.0
+    )
+    assert torch.equal(attended, torch.zeros(2, 6, 4, 8))
+
+
+def test_the_script_trains_with_it(flags, dropout_bert, tmp_path, monkeypatch):
+    """A micro-batch: two layers with three dropouts each, the embeddings and the classifier."""
+    count = mock.Mock(side_effect=dropout.dropped)
+    monkeypatch.setattr(dropout, "dropped", count)
+    run(flags, tmp_path, f"--model_name_or_path={dropout_bert}", "--max_train_steps=3")
+    assert count.call_count == 3 * (2 * 3 + 2)
 
 
 def test_an_update_on_a_cpu_draws_no_other_numbers(tmp_path):
