@@ -4,7 +4,9 @@
 heavy, as it is read before the slow imports.
 """
 
+import ctypes
 import os
+import platform
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
@@ -12,6 +14,8 @@ from lib.errors import InputError
 
 TRUE = ("1", "true", "yes", "y", "t", "on")
 FALSE = ("0", "false", "no", "n", "f", "off", "none", "")
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 PRECISIONS = ("no", "bf16", "fp16")
@@ -240,7 +244,7 @@ def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> 
 
 
 def tune_cpu(environment: MutableMapping[str, str]) -> None:
-    """Set what PyTorch and its OpenMP read when they are imported; a user's own values win."""
+    """Set what PyTorch and OpenMP read when imported, and glibc; a user's own values win."""
     if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
         # The gradient of the embeddings is new memory at every update: huge pages halve the page
         # faults. PyTorch warns on other kernels.
@@ -250,6 +254,18 @@ def tune_cpu(environment: MutableMapping[str, str]) -> None:
     # another program takes one.
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
+    _keep_freed_memory(environment)
+
+
+def _keep_freed_memory(environment: Mapping[str, str]) -> None:
+    """Keep glibc from giving freed memory back to the system, which clears it for each update."""
+    chosen = "GLIBC_TUNABLES" in environment or any(
+        name.startswith("MALLOC_") for name in environment
+    )
+    if platform.libc_ver()[0] == "glibc" and not chosen:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def unused(environment: Mapping[str, str]) -> list[str]:
