@@ -3,8 +3,8 @@
     python -m benchmarks.matmul --plot docs/update_time.png
 
 First the rate of the products of a BERT layer, forward and backward, by hidden size and tokens of a
-micro-batch. Then an update of 16 rows of 64 tokens, with random weights and dropout of 0.1, in the
-arithmetic of the script: its floating-point operations, counted by PyTorch, over its seconds as a
+micro-batch. Then an update of 16 rows of 64 tokens, with random weights and dropout of 0.1, as the
+script computes it: its floating-point operations, counted by PyTorch, over its seconds as a
 share of that rate, and where its profiler finds the time. The last line is the same as JSON.
 """
 
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from lib.model import dropout
+from lib.model.layers import shorten_last
 from lib.training.optimization import loss_sum, parameter_groups
 
 ROWS, ROW_TOKENS = 16, 64
@@ -89,7 +90,10 @@ def matrix_rate(hidden: int, tokens: int, dtype: torch.dtype, repeats: int) -> f
 
 
 def make_update(
-    hidden: int, num_layers: int, dtype: torch.dtype, torch_dropout: bool
+    hidden: int,
+    num_layers: int,
+    dtype: torch.dtype,
+    configure: Callable[[BertForSequenceClassification], None],
 ) -> Callable[[], None]:
     """Return a function that does one update of a BERT with random weights."""
     torch.manual_seed(0)
@@ -100,8 +104,7 @@ def make_update(
         intermediate_size=4 * hidden,
     )
     model = BertForSequenceClassification(config).train()
-    if not torch_dropout:
-        dropout.configure(Accelerator(cpu=True), model)
+    configure(model)
     groups = parameter_groups(model, 1e-4, 0.01, 1.0)
     optimizer = torch.optim.AdamW(groups, fused=True)
     ids = torch.randint(1000, 20_000, (ROWS, ROW_TOKENS))
@@ -140,10 +143,14 @@ def seconds_by_group(update: Callable[[], None], seconds: float, repeats: int) -
 
 
 def measure_update(
-    hidden: int, layers: int, precision: str, repeats: int, torch_dropout: bool
+    hidden: int,
+    layers: int,
+    precision: str,
+    repeats: int,
+    configure: Callable[[BertForSequenceClassification], None],
 ) -> dict[str, Any]:
     """Return what an update computes, how long it takes, and where."""
-    update = make_update(hidden, layers, DTYPES[precision], torch_dropout)
+    update = make_update(hidden, layers, DTYPES[precision], configure)
     with FlopCounterMode(display=False) as counter:
         update()
     seconds = median_seconds(update, repeats)
@@ -229,8 +236,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--torch_dropout", action="store_true", help="instead of that of lib/model/dropout.py"
     )
+    parser.add_argument(
+        "--whole_last_layer", action="store_true", help="not for the first token alone"
+    )
     parser.add_argument("--plot", type=Path, help="draw the updates of the first hidden size")
     given = parser.parse_args(arguments)
+
+    def configure(model: BertForSequenceClassification) -> None:
+        if not given.whole_last_layer:
+            shorten_last(model)
+        if not given.torch_dropout:
+            dropout.configure(Accelerator(cpu=True), model)
 
     rates = rate_rows(given.hidden, given.tokens, given.threads, given.repeats)
     print(table(["hidden", "tokens", "threads", "fp32, GFLOP/s", "bf16, GFLOP/s"], rates), "\n")
@@ -238,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for precision, threads in itertools.product(DTYPES, given.threads):
         torch.set_num_threads(threads)
         model = (given.hidden[0], given.layers, precision)
-        updates.append(measure_update(*model, given.repeats, given.torch_dropout))
+        updates.append(measure_update(*model, given.repeats, configure))
     head = ["hidden, precision, threads", "ms", "examples/s", "GFLOP/s", "of the matrix rate"]
     print(table([*head, *GROUPS, REST], update_rows(updates)), "\n")
     print(json.dumps(updates))

@@ -19,6 +19,7 @@ from lib.checkpoints.run_folder import CONFIG_FILE
 from lib.checkpoints.tensors import gather_weights
 from lib.distributed.collectives import on_main_process
 from lib.model.adapters import merge_adapters
+from lib.model.layers import shorten_last
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -64,6 +65,7 @@ class BestModel:
         model = AutoModelForSequenceClassification.from_pretrained(
             self.folder, trust_remote_code=trust_remote_code
         )
+        shorten_last(model)
         return model.to(self.accelerator.device)
 
     def _write_new(self, weights: dict[str, Tensor], new: Path) -> None:

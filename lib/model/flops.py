@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from lib.model.layers import encoder_layers
+from lib.model.layers import encoder_layers, is_shortened, weights_of_all_tokens
 
 
 class RowFlops(NamedTuple):
@@ -21,8 +21,8 @@ def training_flops(model: nn.Module) -> RowFlops | None:
     6N for each token, of N weights in matrices: 2N in the forward pass, 2N for the gradient of the
     activations, 2N for that of the weights; and 12 L d T for the attention of L layers of width d
     over T tokens. A frozen weight has no gradient, and below the lowest one that is trained there
-    is no backward pass. Embeddings, biases, normalization, and the classifier, which sees one token
-    of a row, are left out; attention counts as full, and recomputed activations do not count.
+    is no backward pass. Embeddings, biases, normalization, and what sees one token of a row, as the
+    classifier, are left out. Attention counts as full; recomputed activations do not count.
 
     Source: Kaplan et al. (2020), section 2.1; Chowdhery et al. (2022, PaLM), appendix B.
     """
@@ -41,9 +41,13 @@ def training_flops(model: nn.Module) -> RowFlops | None:
     backward = any(weight.requires_grad for weight in embeddings.parameters())
     linear = square = 0
     for layer in layers:
-        matrices = [weight for weight in layer.parameters() if weight.ndim > 1]
+        matrices = [weight for weight in weights_of_all_tokens(layer) if weight.ndim > 1]
         trained = sum(weight.numel() for weight in matrices if weight.requires_grad)
         backward = backward or any(weight.requires_grad for weight in layer.parameters())
         linear += (4 if backward else 2) * sum(weight.numel() for weight in matrices) + 2 * trained
-        square += (12 if backward else 4) * width
+        attention = (12 if backward else 4) * width
+        if is_shortened(layer):
+            linear += attention  # of one token to all
+        else:
+            square += attention
     return RowFlops(linear * repeats, square * repeats)

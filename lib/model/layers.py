@@ -1,14 +1,21 @@
-"""The encoder's layers: found, reinitialized, frozen."""
+"""The encoder's layers: found, reinitialized, frozen, and the last one shortened."""
 
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from lib.errors import InputError
 
 # A row for what needs a forward pass.
 PROBE = "one two"
+# transformers' classifiers of BERT's layers that read the last layer at the first token alone.
+READ_FIRST_TOKEN = {
+    f"{name}ForSequenceClassification"
+    for name in ("Bert", "Camembert", "Electra", "Roberta", "XLMRoberta")
+}
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -103,6 +110,44 @@ def freeze_unused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     for weight in model.parameters():
         if id(weight) not in used:
             weight.requires_grad_(False)
+
+
+def shorten_last(model: PreTrainedModel) -> None:
+    """Compute the last layer for the first token alone, where the classifier reads no other.
+
+    Only keys and values are needed of all tokens. The logits and gradients stay, but for rounding
+    and the masks of dropout. `output_hidden_states` and `output_attentions` lack the rest.
+    """
+    own = type(model).__module__.startswith("transformers.models.")
+    if not own or type(model).__name__ not in READ_FIRST_TOKEN or model.config.is_decoder:
+        return
+    if model.config._attn_implementation in ("eager", "sdpa"):  # others have masks of other shapes
+        last = encoder_layers(model)[-1]
+        last.forward = MethodType(_for_first_token, last)
+
+
+def is_shortened(layer: nn.Module) -> bool:
+    """Tell whether `shorten_last` changed this layer."""
+    return getattr(layer.forward, "__func__", None) is _for_first_token
+
+
+def weights_of_all_tokens(layer: nn.Module) -> list[nn.Parameter]:
+    """Return the layer's weights, without those that a shortened layer applies to one token."""
+    if not is_shortened(layer):
+        return list(layer.parameters())
+    attention = layer.attention.self
+    return [*attention.key.parameters(), *attention.value.parameters()]
+
+
+def _for_first_token(
+    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
+    """The forward pass of a BertLayer: (batch, tokens, width) to (batch, 1, width)."""
+    first = hidden_states[:, :1]
+    seen = None if attention_mask is None else attention_mask[:, :, :1]
+    attention = layer.attention
+    attended, _weights = BertCrossAttention.forward(attention.self, first, hidden_states, seen)
+    return layer.feed_forward_chunk(attention.output(attended, first))
 
 
 def _weights_behind(output: Tensor) -> set[int]:

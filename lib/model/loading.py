@@ -21,7 +21,7 @@ from lib.hub.download import download_model
 from lib.hub.reach import REMEDY
 from lib.model.adapters import add_adapters
 from lib.model.checks import agree_on_padding, check_fit, check_weights
-from lib.model.layers import freeze_lowest, freeze_unused, reinitialize
+from lib.model.layers import freeze_lowest, freeze_unused, reinitialize, shorten_last
 
 FLASH_ATTENTION = {
     "flash_attention_2": is_flash_attn_2_available,
@@ -125,6 +125,7 @@ def load_model(
         _enable_gradient_checkpointing(model)
     if attn_implementation is not None:  # last: the probes above run on the CPU
         _set_attention(model, attn_implementation)
+    shorten_last(model)
     return model
 
 

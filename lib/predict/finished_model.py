@@ -14,6 +14,7 @@ from transformers import (
 from lib.checkpoints.run_folder import CONFIG_FILE, read_config, read_status
 from lib.data.tasks import TASKS, Task
 from lib.errors import InputError
+from lib.model.layers import shorten_last
 from lib.model.loading import load_tokenizer
 from lib.report.finished_run import AGAIN, read_task
 
@@ -61,6 +62,7 @@ class FinishedModel:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"{self.folder}: its model cannot be loaded: {reason}") from error
+        shorten_last(model)
         return model, tokenizer
 
 

@@ -18,18 +18,20 @@ def _threads():
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("dropout", [[], ["--torch_dropout"]], ids=["own", "torch"])
-def test_counts_the_products_of_an_update(tmp_path, capsys, monkeypatch, dropout):
+@pytest.mark.parametrize("flags", [[], ["--torch_dropout", "--whole_last_layer"]])
+def test_counts_the_products_of_an_update(tmp_path, capsys, monkeypatch, flags):
     monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", sdpa_attention_forward)
     sizes = ["--hidden=32", "--tokens=64", "--threads=1", "--layers=1", "--repeats=1"]
-    matmul.main([*sizes, *dropout, f"--plot={tmp_path / 'time.png'}"])
+    matmul.main([*sizes, *flags, f"--plot={tmp_path / 'time.png'}"])
     *_, line = capsys.readouterr().out.splitlines()
     updates = json.loads(line)
     assert [update["precision"] for update in updates] == ["fp32", "bf16"]
-    # Forward and two gradients, 2 operations each: 12 x 32 x 32 weights on 16 x 64 tokens, those of
-    # the pooler and the classifier on 16; queries with keys and scores with values.
-    linear = 12 * 32 * 32 * 16 * 64 + (32 * 32 + 32 * 2) * 16
-    attention = 2 * 16 * 64 * 64 * 32
+    # Forward and two gradients, 2 operations each: 12 x 32 x 32 weights on 16 x 64 tokens, or only
+    # keys and values and the others on 16; those of the pooler and the classifier on 16; queries
+    # with keys and scores with values.
+    tokens, queries = (16 * 64, 64) if flags else (16, 1)
+    linear = (2 * 16 * 64 + 10 * tokens) * 32 * 32 + (32 * 32 + 32 * 2) * 16
+    attention = 2 * 16 * queries * 64 * 32
     for update in updates:
         assert update["flops"] == 3 * 2 * (linear + attention)
         assert sum(update["groups"].values()) == pytest.approx(update["seconds"])
