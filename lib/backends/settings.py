@@ -5,7 +5,6 @@ heavy, as it is read before the slow imports.
 """
 
 import ctypes
-import os
 import platform
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
@@ -244,11 +243,10 @@ def use_precision(environment: MutableMapping[str, str], wanted: str | None) -> 
 
 
 def tune_cpu(environment: MutableMapping[str, str]) -> None:
-    """Set what PyTorch and OpenMP read when imported, and glibc; a user's own values win."""
-    if os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
-        # The gradient of the embeddings is new memory at every update: huge pages halve the page
-        # faults. PyTorch warns on other kernels.
-        environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    """Set how threads wait and what happens to freed memory; a user's own values win.
+
+    Before PyTorch is imported, whose OpenMP reads it then.
+    """
     # At the end of each operator the threads wait for one another. libgomp's spin 300,000 times
     # first (its manual, GOMP_SPINCOUNT), and keep the core from the one that is waited for where
     # another program takes one.
@@ -258,7 +256,10 @@ def tune_cpu(environment: MutableMapping[str, str]) -> None:
 
 
 def _keep_freed_memory(environment: Mapping[str, str]) -> None:
-    """Keep glibc from giving freed memory back to the system, which clears it for each update."""
+    """Keep glibc from giving freed memory back to the system.
+
+    The activations of an update, and the gradient of the embeddings, would be new pages each time.
+    """
     chosen = "GLIBC_TUNABLES" in environment or any(
         name.startswith("MALLOC_") for name in environment
     )

@@ -1,11 +1,10 @@
 """The encoder's layers: found, reinitialized, frozen, and the last one shortened."""
 
-from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.bert.modeling_bert import BertCrossAttention
+from transformers.models.bert.modeling_bert import BertAttention, BertCrossAttention
 
 from lib.errors import InputError
 
@@ -112,23 +111,35 @@ def freeze_unused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             weight.requires_grad_(False)
 
 
+class FirstTokenAttention(BertAttention):
+    """Attention from the first token to all, so that only keys and values are needed of all."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, tokens, width) to (batch, 1, width), and the weights where they are known."""
+        first = hidden_states[:, :1]
+        seen = None if attention_mask is None else attention_mask[:, :, :1]
+        attended, weights = BertCrossAttention.forward(self.self, first, hidden_states, seen)
+        return self.output(attended, first), weights
+
+
 def shorten_last(model: PreTrainedModel) -> None:
     """Compute the last layer for the first token alone, where the classifier reads no other.
 
-    Only keys and values are needed of all tokens. The logits and gradients stay, but for rounding
-    and the masks of dropout. `output_hidden_states` and `output_attentions` lack the rest.
+    The logits and gradients stay, but for rounding and the masks of dropout.
+    `output_hidden_states` and `output_attentions` lack the other tokens.
     """
     own = type(model).__module__.startswith("transformers.models.")
     if not own or type(model).__name__ not in READ_FIRST_TOKEN or model.config.is_decoder:
         return
     if model.config._attn_implementation in ("eager", "sdpa"):  # others have masks of other shapes
-        last = encoder_layers(model)[-1]
-        last.forward = MethodType(_for_first_token, last)
+        encoder_layers(model)[-1].attention.__class__ = FirstTokenAttention
 
 
 def is_shortened(layer: nn.Module) -> bool:
     """Tell whether `shorten_last` changed this layer."""
-    return getattr(layer.forward, "__func__", None) is _for_first_token
+    return isinstance(getattr(layer, "attention", None), FirstTokenAttention)
 
 
 def weights_of_all_tokens(layer: nn.Module) -> list[nn.Parameter]:
@@ -137,17 +148,6 @@ def weights_of_all_tokens(layer: nn.Module) -> list[nn.Parameter]:
         return list(layer.parameters())
     attention = layer.attention.self
     return [*attention.key.parameters(), *attention.value.parameters()]
-
-
-def _for_first_token(
-    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
-) -> Tensor:
-    """The forward pass of a BertLayer: (batch, tokens, width) to (batch, 1, width)."""
-    first = hidden_states[:, :1]
-    seen = None if attention_mask is None else attention_mask[:, :, :1]
-    attention = layer.attention
-    attended, _weights = BertCrossAttention.forward(attention.self, first, hidden_states, seen)
-    return layer.feed_forward_chunk(attention.output(attended, first))
 
 
 def _weights_behind(output: Tensor) -> set[int]:

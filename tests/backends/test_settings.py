@@ -1,6 +1,8 @@
 """Each answer to `accelerate config` is honored, refused in one line, or said to have no effect."""
 
 import os
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -416,7 +418,7 @@ def test_threads_of_pytorch_soon_wait_without_a_core(own, policy, spins):
         "import ctypes, os; from lib.backends import settings; settings.tune_cpu(os.environ); "
         f"ctypes.CDLL({str(libgomp)!r})"
     )
-    unset = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE"}
+    unset = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -428,3 +430,30 @@ def test_threads_of_pytorch_soon_wait_without_a_core(own, policy, spins):
     )
     assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize(("own", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "1"}, False)])
+def test_memory_is_kept_from_update_to_update(own, kept):
+    """48 MB, as the gradient of BERT's embeddings; counted in small pages."""
+    code = (
+        "import ctypes, os, resource, torch; from lib.backends import settings\n"
+        "settings.tune_cpu(os.environ)\n"
+        "ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for update in range(30):\n"
+        "    torch.ones(12 * 2**20)\n"
+        "    before = faults() if update < 20 else before\n"
+        "print(faults() - before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**environment, **own},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pages = 10 * 48 * 2**20 / resource.getpagesize()
+    assert (int(done.stdout) < pages / 100) is kept
