@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.bert.modeling_bert import BertAttention, BertCrossAttention
+from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from lib.errors import InputError
 
@@ -111,17 +111,20 @@ def freeze_unused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             weight.requires_grad_(False)
 
 
-class FirstTokenAttention(BertAttention):
-    """Attention from the first token to all, so that only keys and values are needed of all."""
+class FirstTokenAttention(nn.Module):
+    """BERT's attention, from the first token alone. Only keys and values are needed of all."""
+
+    self: Any  # a BertSelfAttention
+    output: nn.Module
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """(batch, tokens, width) to (batch, 1, width), and the weights where they are known."""
+    ) -> tuple[Tensor, None]:
+        """(batch, tokens, width) to (batch, 1, width)."""
         first = hidden_states[:, :1]
         seen = None if attention_mask is None else attention_mask[:, :, :1]
-        attended, weights = BertCrossAttention.forward(self.self, first, hidden_states, seen)
-        return self.output(attended, first), weights
+        attended = BertCrossAttention.forward(self.self, first, hidden_states, seen)[0]
+        return self.output(attended, first), None
 
 
 def shorten_last(model: PreTrainedModel) -> None:
@@ -144,10 +147,10 @@ def is_shortened(layer: nn.Module) -> bool:
 
 def weights_of_all_tokens(layer: nn.Module) -> list[nn.Parameter]:
     """Return the layer's weights, without those that a shortened layer applies to one token."""
-    if not is_shortened(layer):
+    attention = getattr(layer, "attention", None)
+    if not isinstance(attention, FirstTokenAttention):
         return list(layer.parameters())
-    attention = layer.attention.self
-    return [*attention.key.parameters(), *attention.value.parameters()]
+    return [*attention.self.key.parameters(), *attention.self.value.parameters()]
 
 
 def _weights_behind(output: Tensor) -> set[int]:
