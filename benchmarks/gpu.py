@@ -285,13 +285,14 @@ def _share_of_rate(bench: Bench, tokens_per_second: float) -> str:
     """The operations of a training on real tokens, over those of matrix products in that time.
 
     Source: Kaplan et al. (2020), section 2.1: 6 for each weight of the encoder and token, and for
-    the products of attention 12 x layers x width x length.
+    the products of attention 12 x layers x width x length. The last layer has keys and values of
+    all tokens, and attends from one.
     """
     if "matrix_rate" not in bench.figures:
         return "unknown: it could not be measured"
     layers, width, inner = (2, 32, 64) if bench.toy else (12, 768, 3072)
-    weights = layers * (4 * width * width + 2 * width * inner)
-    operations = 6 * weights + 12 * layers * width * LENGTHS[0]
+    weights = (layers - 1) * (4 * width * width + 2 * width * inner) + 2 * width * width
+    operations = 6 * weights + 12 * width * ((layers - 1) * LENGTHS[0] + 1)
     return f"{operations * tokens_per_second / bench.figures['matrix_rate']:.1%}"
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.matmul --plot docs/update_time.png
 
 First the rate of the products of a BERT layer, forward and backward, by hidden size and tokens of a
-micro-batch. Then an update of 16 rows of 64 tokens, with random weights and dropout of 0.1, as the
-script computes it: its floating-point operations, counted by PyTorch, over its seconds as a
-share of that rate, and where its profiler finds the time. The last line is the same as JSON.
+micro-batch. Then an update of 16 rows of 64 tokens, with random weights and dropout of 0.1, by the
+script's layers and optimizer, with the system's own settings of threads and memory: its
+floating-point operations, counted by PyTorch, over its seconds as a share of that rate, and where
+its profiler finds the time. The last line is the same as JSON.
 """
 
 import argparse

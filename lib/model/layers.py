@@ -111,46 +111,55 @@ def freeze_unused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             weight.requires_grad_(False)
 
 
-class FirstTokenAttention(nn.Module):
-    """BERT's attention, from the first token alone. Only keys and values are needed of all."""
-
-    self: Any  # a BertSelfAttention
-    output: nn.Module
+class FirstTokenQuery(nn.Module):
+    """Before BertSelfAttention: only the first token attends."""
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
-    ) -> tuple[Tensor, None]:
-        """(batch, tokens, width) to (batch, 1, width)."""
-        first = hidden_states[:, :1]
+        self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
+    ) -> tuple[Tensor, ...]:
         seen = None if attention_mask is None else attention_mask[:, :, :1]
-        attended = BertCrossAttention.forward(self.self, first, hidden_states, seen)[0]
-        return self.output(attended, first), None
+        return BertCrossAttention.forward(self, hidden_states[:, :1], hidden_states, seen)
+
+
+class FirstTokenResidual(nn.Module):
+    """Before BertSelfOutput: what attention found is added to the first token."""
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        return super().forward(hidden_states, input_tensor[:, :1])
 
 
 def shorten_last(model: PreTrainedModel) -> None:
     """Compute the last layer for the first token alone, where the classifier reads no other.
 
-    The logits and gradients stay, but for rounding and the masks of dropout.
-    `output_hidden_states` and `output_attentions` lack the other tokens.
+    Only keys and values are needed of all. The logits and gradients stay, but for rounding and the
+    masks of dropout; `output_hidden_states` and `output_attentions` lack the other tokens.
     """
-    own = type(model).__module__.startswith("transformers.models.")
-    if not own or type(model).__name__ not in READ_FIRST_TOKEN or model.config.is_decoder:
-        return
-    if model.config._attn_implementation in ("eager", "sdpa"):  # others have masks of other shapes
-        encoder_layers(model)[-1].attention.__class__ = FirstTokenAttention
+    known = type(model).__name__ in READ_FIRST_TOKEN and not model.config.is_decoder
+    own = type(model).forward.__module__.startswith("transformers.models.")
+    # Other attentions have masks of other shapes.
+    if known and own and model.config._attn_implementation in ("eager", "sdpa"):
+        last: Any = encoder_layers(model)[-1]
+        last.chunk_size_feed_forward = 0  # one token is no chunk
+        _put_before(last.attention.self, FirstTokenQuery)
+        _put_before(last.attention.output, FirstTokenResidual)
 
 
-def is_shortened(layer: nn.Module) -> bool:
-    """Tell whether `shorten_last` changed this layer."""
-    return isinstance(getattr(layer, "attention", None), FirstTokenAttention)
+def _put_before(module: nn.Module, base: type[nn.Module]) -> None:
+    """Let a module inherit from `base` first. It keeps its name, by which FSDP finds it."""
+    module.__class__ = type(type(module).__name__, (base, type(module)), {})
 
 
-def weights_of_all_tokens(layer: nn.Module) -> list[nn.Parameter]:
+def weights_of_all_tokens(layer: Any) -> list[nn.Parameter]:
     """Return the layer's weights, without those that a shortened layer applies to one token."""
-    attention = getattr(layer, "attention", None)
-    if not isinstance(attention, FirstTokenAttention):
+    if not is_shortened(layer):
         return list(layer.parameters())
-    return [*attention.self.key.parameters(), *attention.self.value.parameters()]
+    attention = layer.attention.self
+    return [*attention.key.parameters(), *attention.value.parameters()]
+
+
+def is_shortened(layer: Any) -> bool:
+    """Tell whether `shorten_last` changed this layer."""
+    return isinstance(getattr(getattr(layer, "attention", None), "self", None), FirstTokenQuery)
 
 
 def _weights_behind(output: Tensor) -> set[int]:

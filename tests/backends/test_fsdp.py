@@ -48,7 +48,7 @@ from lib.backends import fsdp
 from lib.checkpoints import manifest as manifests
 from lib.demo.corpus import MODEL_DIR
 from lib.errors import InputError
-from lib.model.layers import encoder_layers
+from lib.model.layers import encoder_layers, shorten_last
 
 FROZEN = ["--freeze_layers=1", "--class_weights", "1", "3"]
 NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "1"))
@@ -344,7 +344,9 @@ def configured(model, policy="TRANSFORMER_BASED_WRAP", **options):
 
 @pytest.fixture(scope="module")
 def bert_model(bert):
-    return AutoModelForSequenceClassification.from_pretrained(bert)
+    model = AutoModelForSequenceClassification.from_pretrained(bert)
+    shorten_last(model)
+    return model
 
 
 def test_shards_the_encoder_layers_unless_the_user_names_others(bert_model):

@@ -1,5 +1,9 @@
 """The last layer is computed for the first token alone where that changes no result."""
 
+import importlib.util
+from types import SimpleNamespace
+from unittest import mock
+
 import pytest
 import torch
 from models import load
@@ -12,7 +16,10 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from lib.checkpoints.best_model import BestModel
+from lib.model import loading
 from lib.model.layers import encoder_layers, is_shortened, shorten_last
+from lib.predict.finished_model import read_finished_model
 
 
 def classifier(kind, **settings):
@@ -25,6 +32,7 @@ def classifier(kind, **settings):
         pad_token_id=0,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        chunk_size_feed_forward=4,
         **settings,
     )
     return AutoModelForSequenceClassification.from_config(config).train()
@@ -64,6 +72,13 @@ class OtherPooling(BertForSequenceClassification):
     """As a model that brings code of its own, which may read all tokens."""
 
 
+def test_a_changed_forward_pass_keeps_all_tokens(monkeypatch):
+    monkeypatch.setattr(BertForSequenceClassification, "forward", lambda self, **inputs: None)
+    model = classifier("bert")
+    shorten_last(model)
+    assert not is_shortened(encoder_layers(model)[-1])
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -79,13 +94,19 @@ def test_other_models_keep_all_tokens(model):
     assert not any(is_shortened(layer) for layer in encoder_layers(model))
 
 
-def test_with_gradient_checkpointing_and_as_loaded(bert):
-    model = load(bert, gradient_checkpointing=True).train()
-    layer = encoder_layers(model)[-1]
-    outputs = []
-    layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
-    ids = torch.tensor([[2, 9, 8, 3]])
-    model(input_ids=ids).logits.sum().backward()
-    assert is_shortened(layer)
-    assert outputs[0].shape[:2] == (1, 1)
-    assert layer.attention.self.query.weight.grad.abs().sum() > 0
+def test_results_with_adapters_are_those_of_transformers(bert):
+    if importlib.util.find_spec("peft") is None:
+        pytest.skip("peft is not installed")
+    with mock.patch.object(loading, "shorten_last"):
+        whole = load(bert, lora_rank=2)
+    short = load(bert, lora_rank=2)
+    assert [is_shortened(encoder_layers(model)[-1]) for model in (whole, short)] == [False, True]
+    mask = torch.ones(3, 12, dtype=torch.int64)
+    torch.testing.assert_close(results(short, mask), results(whole, mask), rtol=1e-4, atol=1e-6)
+
+
+def test_the_best_and_the_finished_model_are_shortened(once):
+    place = SimpleNamespace(folder=once, accelerator=SimpleNamespace(device="cpu"))
+    best = BestModel.load(place, trust_remote_code=False)
+    finished, _ = read_finished_model(once).load(trust_remote_code=False)
+    assert [is_shortened(encoder_layers(each)[-1]) for each in (best, finished)] == [True, True]
