@@ -256,10 +256,7 @@ def tune_cpu(environment: MutableMapping[str, str]) -> None:
 
 
 def _keep_freed_memory(environment: Mapping[str, str]) -> None:
-    """Keep glibc from giving freed memory back to the system.
-
-    The activations of an update, and the gradient of the embeddings, would be new pages each time.
-    """
+    """Keep glibc from giving freed memory back, so that updates need fewer new pages."""
     chosen = "GLIBC_TUNABLES" in environment or any(
         name.startswith("MALLOC_") for name in environment
     )

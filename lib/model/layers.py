@@ -112,7 +112,7 @@ def freeze_unused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 class FirstTokenQuery(nn.Module):
-    """Before BertSelfAttention: only the first token attends."""
+    """Put before BertSelfAttention: only the first token attends."""
 
     def forward(
         self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
@@ -122,7 +122,7 @@ class FirstTokenQuery(nn.Module):
 
 
 class FirstTokenResidual(nn.Module):
-    """Before BertSelfOutput: what attention found is added to the first token."""
+    """Put before BertSelfOutput: what attention found is added to the first token alone."""
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         return super().forward(hidden_states, input_tensor[:, :1])
