@@ -23,9 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from benchmarks.gpu_check import WARM_UP_UPDATES, Failed, listed, start
 from lib.demo.corpus import MODEL_DIR
+from lib.model.flops import training_flops
+from lib.model.layers import shorten_last
 
 ROOT = Path(__file__).parent.parent
 
@@ -133,14 +136,10 @@ class Bench:
 
 def prepare(bench: Bench) -> None:
     """Write a model with random weights, and pairs of words that are one token each."""
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(**(sizes | {"intermediate_size": 64} if bench.toy else {}))
-    model = BertForSequenceClassification(config)
+    model = _random_model(bench)
     model.bert.save_pretrained(bench.folder / "model")
-    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(bench.folder / "model")
     words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 2)
     generator = np.random.default_rng(0)
@@ -157,6 +156,12 @@ def prepare(bench: Bench) -> None:
             pair = {"sentence1": " ".join(first), "sentence2": " ".join(second)}
             lines.append(json.dumps(pair | {"label": row % 2, "idx": row}))
         (bench.folder / "pairs" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _random_model(bench: Bench) -> BertForSequenceClassification:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(**(sizes | {"intermediate_size": 64} if bench.toy else {}))
+    return BertForSequenceClassification(config)
 
 
 # The parts: each yields lines of the table as it measures them
@@ -282,17 +287,15 @@ def _median_and_range(ratios: Sequence[float]) -> str:
 
 
 def _share_of_rate(bench: Bench, tokens_per_second: float) -> str:
-    """The operations of a training on real tokens, over those of matrix products in that time.
-
-    Source: Kaplan et al. (2020), section 2.1: 6 for each weight of the encoder and token, and for
-    the products of attention 12 x layers x width x length. The last layer has keys and values of
-    all tokens, and attends from one.
-    """
+    """The operations of a training on real tokens, over those of matrix products in that time."""
     if "matrix_rate" not in bench.figures:
         return "unknown: it could not be measured"
-    layers, width, inner = (2, 32, 64) if bench.toy else (12, 768, 3072)
-    weights = (layers - 1) * (4 * width * width + 2 * width * inner) + 2 * width * width
-    operations = 6 * weights + 12 * width * ((layers - 1) * LENGTHS[0] + 1)
+    with torch.device("meta"):
+        model = _random_model(bench)
+    shorten_last(model)
+    flops = training_flops(model)
+    assert flops is not None, "known for BERT"
+    operations = flops.linear + flops.square * LENGTHS[0]
     return f"{operations * tokens_per_second / bench.figures['matrix_rate']:.1%}"
 
 

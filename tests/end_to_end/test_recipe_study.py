@@ -11,8 +11,8 @@ import pandas
 import pytest
 import torch
 from conftest import ROOT, pairs
+from models import load
 from torch import nn
-from transformers import AutoModelForSequenceClassification
 
 from benchmarks import recipe, recipe_report
 from benchmarks.recipe_evaluations import FILE
@@ -151,10 +151,11 @@ def test_r_drop_adds_the_symmetric_divergence(mrpc):
 
 
 def test_mean_pooling_reads_all_tokens_but_padding(dropout_bert):
-    model = AutoModelForSequenceClassification.from_pretrained(dropout_bert).eval()
     ids, mask = torch.tensor([[5, 6, 7, 0], [8, 9, 10, 11]]), torch.tensor([[1, 1, 1, 0], [1] * 4])
     with torch.no_grad(), mean_pooling():
+        model = load(dropout_bert).eval()  # as the script does, with all tokens of the last layer
         hidden = model.bert(ids, attention_mask=mask).last_hidden_state
+        assert hidden.shape[:2] == ids.shape
         found = model(input_ids=ids, attention_mask=mask).logits
         means = torch.stack([hidden[0, :3].mean(0), hidden[1].mean(0)])
         pooled = model.bert.pooler.activation(model.bert.pooler.dense(means))
