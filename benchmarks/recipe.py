@@ -55,7 +55,7 @@ RECIPES = {
     "epochs_10": Recipe("--num_train_epochs 10"),
     "lr_5e-5": Recipe("--learning_rate 5e-5"),
     "lr_2e-4": Recipe("--learning_rate 2e-4"),
-    "layerwise_0.9": Recipe("--layerwise_lr_decay 0.9"),
+    "layerwise_0.9": Recipe(variant="layerwise_decay"),
     "r_drop": Recipe(variant="r_drop"),
     "smoothing_0.1": Recipe("--label_smoothing 0.1"),
     "swap_pairs": Recipe(variant="swap_pairs"),

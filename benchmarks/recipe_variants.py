@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from datasets import concatenate_datasets
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 SCRIPT = Path(__file__).parent.parent / "train_mrpc.py"
 
@@ -59,6 +60,44 @@ def swap_pairs() -> Iterator[None]:
         mock.patch.object(Splits, "map", map_in_both_orders),
         mock.patch.object(batching, "plan_epoch", plan_with_swaps),
     ):
+        yield
+
+
+# The learning rate of a layer relative to the layer above.
+LAYERWISE_DECAY = 0.9
+
+
+@contextlib.contextmanager
+def layerwise_decay() -> Iterator[None]:
+    """Train each layer with a lower learning rate than the layer above; the classifier with it all.
+
+    Source: Howard and Ruder (2018), section 3.2; Zhang et al. (2021), section 3.
+    """
+    from lib.model.layers import encoder_layers
+    from lib.training import optimization
+
+    parameter_groups = optimization.parameter_groups
+
+    def groups_by_layer(
+        model: PreTrainedModel, learning_rate: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        layers = encoder_layers(model)
+        embeddings = dict.fromkeys(model.base_model.parameters(), len(layers) + 1)
+        pooler = dict.fromkeys(model.base_model.pooler.parameters(), 0)
+        depths = embeddings | pooler
+        for number, layer in enumerate(layers):
+            depths |= dict.fromkeys(layer.parameters(), len(layers) - number)
+        return [
+            {
+                **group,
+                "params": [weight],
+                "lr": learning_rate * LAYERWISE_DECAY ** depths.get(weight, 0),
+            }
+            for group in parameter_groups(model, learning_rate, weight_decay)
+            for weight in group["params"]
+        ]
+
+    with mock.patch.object(optimization, "parameter_groups", groups_by_layer):
         yield
 
 
@@ -125,7 +164,9 @@ def mean_pooling() -> Iterator[None]:
         yield
 
 
-VARIANTS = {change.__name__: change for change in (swap_pairs, r_drop, mean_pooling)}
+VARIANTS = {
+    change.__name__: change for change in (layerwise_decay, swap_pairs, r_drop, mean_pooling)
+}
 
 
 def main() -> None:

@@ -27,8 +27,7 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if not lists:
         raise InputError(
             f"{type(model).__name__} has no stack of layers to tell apart: use "
-            "--layerwise_lr_decay 1, --reinit_layers 0 and, with FSDP, fsdp_auto_wrap_policy: "
-            "NO_WRAP"
+            "--reinit_layers 0 and, with FSDP, fsdp_auto_wrap_policy: NO_WRAP"
         )
     return max(lists, key=len)
 

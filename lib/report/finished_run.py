@@ -38,7 +38,6 @@ SPLIT_WIDTH, METRIC_WIDTH = 12, 24
 # What the page and the card show of config.yaml.
 SETTINGS = (
     "learning_rate",
-    "layerwise_lr_decay",
     "lr_scheduler_type",
     "warmup_ratio",
     "num_warmup_steps",

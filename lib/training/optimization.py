@@ -13,37 +13,20 @@ from transformers import PreTrainedModel, get_scheduler
 from lib.data.splits import Splits
 from lib.data.tasks import IGNORED
 from lib.errors import InputError
-from lib.model.layers import encoder_layers
 
 
 def parameter_groups(
-    model: PreTrainedModel, learning_rate: float, weight_decay: float, layerwise_lr_decay: float
+    model: PreTrainedModel, learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Return AdamW's groups: no weight decay on biases and normalization weights (any vector).
-
-    With `layerwise_lr_decay` below 1, the classifier and pooler learn at `learning_rate`, the top
-    layer at that times the decay, and so on down to the embeddings. Source: Howard and Ruder
-    (2018), section 3.2; Zhang et al. (2021), section 3.
-    """
-    depth_of: dict[int, int] = {}
-    if layerwise_lr_decay != 1:
-        layers = encoder_layers(model)
-        for parameter in model.base_model.parameters():
-            depth_of[id(parameter)] = len(layers) + 1
-        for number, layer in enumerate(layers):
-            for parameter in layer.parameters():
-                depth_of[id(parameter)] = len(layers) - number
-        pooler = getattr(model.base_model, "pooler", None)
-        for parameter in pooler.parameters() if pooler is not None else ():
-            depth_of[id(parameter)] = 0
-    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
+    """Return AdamW's groups: no weight decay on biases and normalization weights (any vector)."""
+    groups: dict[float, list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             decay = weight_decay if parameter.ndim >= 2 else 0.0
-            groups.setdefault((depth_of.get(id(parameter), 0), decay), []).append(parameter)
+            groups.setdefault(decay, []).append(parameter)
     return [
-        {"params": group, "lr": learning_rate * layerwise_lr_decay**depth, "weight_decay": decay}
-        for (depth, decay), group in groups.items()
+        {"params": group, "lr": learning_rate, "weight_decay": decay}
+        for decay, group in groups.items()
     ]
 
 

@@ -10,18 +10,27 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT, pairs
 from models import load
 from torch import nn
 
 from benchmarks import recipe, recipe_report
 from benchmarks.recipe_evaluations import FILE
-from benchmarks.recipe_variants import R_DROP_ALPHA, mean_pooling, r_drop, swap_pairs
+from benchmarks.recipe_variants import (
+    R_DROP_ALPHA,
+    layerwise_decay,
+    mean_pooling,
+    r_drop,
+    swap_pairs,
+)
+from lib.cli.config import TrainConfig
 from lib.compare.runs import read_run
 from lib.data import batching
 from lib.data.splits import Splits, load_splits
 from lib.training.metrics import compute
 from lib.training.optimization import Criterion
+from train_mrpc import make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,25 @@ def test_choice_of_the_best_evaluation_by_hand():
     other = np.where((np.arange(4) % 2 == 1)[:, None], right, wrong)
     chance = recipe_report.choices(np.stack([one, other]), labels)
     assert chance["cross_fitted"] < chance["best"]
+
+
+def test_layers_learn_slower_towards_the_bottom(dropout_bert):
+    model = load(dropout_bert)  # two layers
+    with layerwise_decay():
+        config, accelerator = TrainConfig(demo=True, learning_rate=1.0), Accelerator()
+        optimizer, _ = make_optimizer(config, model, 10, accelerator)
+    groups = optimizer.param_groups
+    rates = {weight: group["initial_lr"] for group in groups for weight in group["params"]}
+    expected = {
+        "classifier": 1,
+        "pooler": 1,
+        "layer.1.": 0.9,
+        "layer.0.": 0.9**2,
+        "embeddings": 0.9**3,
+    }
+    for name, weight in model.named_parameters():
+        rate = next(rate for part, rate in expected.items() if part in name)
+        assert rates[weight] == pytest.approx(rate), name
 
 
 def test_swapped_pairs_are_half_of_the_rows_and_others_in_each_epoch(mrpc):

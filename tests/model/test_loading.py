@@ -9,7 +9,6 @@ from transformers import BertForSequenceClassification
 
 from lib.errors import InputError
 from lib.model.layers import encoder_layers
-from lib.training.optimization import parameter_groups
 
 
 def test_only_the_top_layers_are_reinitialized(bert):
@@ -138,5 +137,3 @@ def test_finds_the_layers_of_models_like_bert(kind):
     config = AutoConfig.for_model(kind, vocab_size=20, intermediate_size=32, **sizes)
     model = AutoModelForSequenceClassification.from_config(config)
     assert len(encoder_layers(model)) == 3
-    groups = parameter_groups(model, 1.0, 0.0, 0.5)
-    assert {group["lr"] for group in groups} == {1, 0.5, 0.25, 0.125, 0.0625}

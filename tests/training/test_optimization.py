@@ -35,27 +35,11 @@ def test_only_ignored_rows_have_neither_loss_nor_gradient():
 
 def test_biases_and_normalization_do_not_decay(bert):
     model = load(bert)
-    groups = parameter_groups(model, 1e-3, 0.1, 1.0)
+    groups = parameter_groups(model, 1e-3, 0.1)
     decay_of = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         plain = name.endswith("bias") or "LayerNorm" in name
         assert decay_of[id(parameter)] == (0.0 if plain else 0.1), name
-
-
-def test_layers_learn_slower_towards_the_bottom(bert):
-    model = load(bert)  # two layers
-    groups = parameter_groups(model, 1.0, 0.1, 0.5)
-    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
-    expected = {
-        "classifier": 1,
-        "pooler": 1,
-        "layer.1.": 0.5,
-        "layer.0.": 0.25,
-        "embeddings": 0.125,
-    }
-    for name, parameter in model.named_parameters():
-        rate = next(rate for part, rate in expected.items() if part in name)
-        assert rate_of[id(parameter)] == rate, name
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial"])

@@ -105,11 +105,6 @@ class TrainingFlags:
     max_grad_norm: float = _training(
         1.0, "Clip the gradient to this norm; 0 does not clip.", rule=at_least(0, "0 does not clip")
     )
-    layerwise_lr_decay: float = _training(
-        1.0,
-        "Learning rate of a layer relative to the layer above; 1 is the same for all.",
-        rule=between(0.01, 1, "1 gives all layers the same learning rate"),
-    )
     label_smoothing: float = _training(
         0.0,
         "Share of the target's probability spread over all classes.",
