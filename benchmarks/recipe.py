@@ -11,6 +11,7 @@ flags go to the script.
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import re
@@ -65,6 +66,8 @@ CANDIDATES = [name for name in RECIPES if name not in (PLAIN, DEFAULT)]
 
 # What is left of a finished run, beside evaluations.npz.
 KEPT = ("config.yaml", "manifest.json", "status.json", "all_results.json", "metrics.jsonl")
+# Of absolute paths, all but the last name.
+FOLDERS = re.compile(rb"(?<!\w)/(?:[^/\s\"']+/)+")
 
 
 def folder_of(output_dir: Path, recipe: str, seed: int) -> Path:
@@ -121,19 +124,20 @@ def _strip(folder: Path) -> None:
 
 
 def pack(output_dir: Path, recipe: str, record: Path) -> None:
-    """Pack the finished runs of a recipe; the same runs give the same bytes."""
+    """Pack the finished runs of a recipe, without the folders and the user of this machine.
 
-    def without_origin(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        member.mtime = member.uid = member.gid = 0
-        member.uname = member.gname = ""
-        return member
-
+    The same runs give the same bytes.
+    """
     record.mkdir(parents=True, exist_ok=True)
     with replacing(record / f"{recipe}.tar.xz") as new, tarfile.open(new, "w:xz") as archive:
         for folder in finished_runs(output_dir, recipe).values():
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                name = str(file.relative_to(output_dir))
-                archive.add(file, arcname=name, filter=without_origin)
+                content = file.read_bytes()
+                if file.name in KEPT:
+                    content = FOLDERS.sub(b"", content)
+                member = tarfile.TarInfo(str(file.relative_to(output_dir)))
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
 
 
 def finished_runs(output_dir: Path, recipe: str) -> dict[int, Path]:

@@ -80,8 +80,8 @@ def _difference_sentences(
         f"{field} {one} and {another}"
         for field, (one, another) in difference["recipes_differ_in"].items()
     ]
-    found_changes = ", ".join(changed) or "nothing but the seed"
-    yield f"The first runs of A and {label} differ in: {found_changes}."
+    flags = f"in: {', '.join(changed)}" if changed else "in no flag but the seed"
+    yield f"The first runs of A and {label} differ {flags}."
 
 
 def points(share: float, *, sign: bool = False) -> str:

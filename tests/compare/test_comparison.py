@@ -324,7 +324,9 @@ def test_real_runs_are_read(flags, tmp_path, capsys):
     assert content["differences"]["B"]["metrics"]["f1"]["difference"] == pytest.approx(
         results[0]["eval_f1"] - results[1]["eval_f1"]
     )
-    assert "differ in: nothing but the seed." in " ".join(content["sentences"])
+    assert "The first runs of A and B differ in no flag but the seed." in " ".join(
+        content["sentences"]
+    )
 
 
 # ---------------------------------------------------------------------------- refusals

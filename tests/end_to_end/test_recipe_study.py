@@ -72,6 +72,11 @@ def test_study_trains_keeps_a_record_and_reports(mrpc, dropout_bert, tmp_path, c
     for archive in record.iterdir():
         with tarfile.open(archive) as packed:
             packed.extractall(again, filter="data")
+    for file in ("config.yaml", "manifest.json"):
+        content = (again / "r_drop.s1" / file).read_text()
+        assert mrpc.name in content
+        assert str(mrpc.parent) not in content
+        assert str(tmp_path) not in content
     command[command.index(runs)] = again
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
     assert not list(again.glob("*.log"))
