@@ -98,8 +98,9 @@ def run(arguments: argparse.Namespace, job: tuple[str, int]) -> None:
     evaluation = ["-m", "benchmarks.recipe_evaluations", str(folder)]
     if recipe.variant:
         evaluation += ["--variant", recipe.variant]
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    with (arguments.output_dir / f"{folder.name}.log").open("a") as log:
+    logs = arguments.output_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / f"{folder.name}.log").open("a") as log:
         for command in (training, evaluation):
             subprocess.run(
                 [sys.executable, *command],

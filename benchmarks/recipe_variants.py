@@ -71,7 +71,7 @@ LAYERWISE_DECAY = 0.9
 def layerwise_decay() -> Iterator[None]:
     """Train each layer with a lower learning rate than the layer above; the classifier with it all.
 
-    Source: Howard and Ruder (2018), section 3.2; Zhang et al. (2021), section 3.
+    Source: Howard and Ruder (2018), section 3.2, who divide by 2.6 from layer to layer.
     """
     from lib.model.layers import encoder_layers
     from lib.training import optimization
@@ -101,7 +101,8 @@ def layerwise_decay() -> Iterator[None]:
         yield
 
 
-# The weight of the divergence: among the values of the paper for GLUE.
+# The weight of the divergence beside the mean of two cross-entropies; 2 beside their sum, as in the
+# paper's equation.
 R_DROP_ALPHA = 1.0
 
 
@@ -109,7 +110,7 @@ R_DROP_ALPHA = 1.0
 def r_drop() -> Iterator[None]:
     """Pass each row twice, and add the symmetric divergence of the two outputs to the loss.
 
-    Source: Liang et al. (2021), R-Drop, NeurIPS 34, with the mean of the two cross-entropies.
+    Source: Liang et al. (2021), R-Drop, NeurIPS 34.
     """
     from lib.model import loading
     from lib.training.optimization import Criterion
