@@ -13,6 +13,7 @@ import numpy as np
 from lib.compare.runs import NOT_IN_RECIPE, ScoredRun, check_comparable, config_differences
 from lib.compare.sentences import sentences
 from lib.compare.significance import (
+    MIN_RUNS,
     Difference,
     difference_of_means,
     holm,
@@ -134,32 +135,47 @@ def _rows_ratio(runs: Sequence[ScoredRun]) -> float:
 
 def _compare_sets(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Any]:
     """Compare set A with another in each metric of the task."""
-    task = a[0].task
-    differences = _paired(a, b) if a[0].num_train is not None else _crossed(a, b)
+    task, changed = a[0].task, config_differences(a[0].config, b[0].config)
+    if a[0].num_train is not None:
+        differences, num_pairs = _paired(a, b), len(a)
+    else:
+        seeds = _seeds_to_pair(a, b)
+        if seeds:
+            a, b = ([run for seed in seeds for run in runs if run.cut == seed] for runs in (a, b))
+        differences, num_pairs = _crossed(a, b, paired=bool(seeds)), len(seeds)
     metrics = {
         name: {"title": display_name(name, task.labels), **dataclasses.asdict(difference)}
         for name, difference in differences.items()
     }
-    changed = config_differences(a[0].config, b[0].config)
     return {
         "metrics": metrics,
+        "num_pairs": num_pairs,
         "recipes_differ_in": {
             name: list(values) for name, values in changed.items() if name not in NOT_IN_RECIPE
         },
     }
 
 
-def _crossed(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Difference]:
-    """The differences of runs that are all scored on the same rows.
+def _seeds_to_pair(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> list[Any]:
+    """The seeds that both sets have, if one set has all seeds of the other; else none.
 
-    Where both sets have the same seeds, the runs of a seed are a pair: they share what the seed
-    decides, such as the order of the rows and the new classifier.
+    The runs of a seed are a pair: they share what the seed decides, such as the order of the rows
+    and the new classifier. A seed that is good for one recipe is often good for the other, so the
+    runs of other seeds are left out rather than set against them.
     """
-    task, labels = a[0].task, a[0].labels
     seeds_a, seeds_b = ([run.cut for run in runs] for runs in (a, b))
-    paired = len({*seeds_a}) == len(a) == len(b) and {*seeds_a} == {*seeds_b}
-    if paired:
-        a, b = (sorted(runs, key=lambda run: seeds_a.index(run.cut)) for runs in (a, b))
+    shared = [seed for seed in seeds_a if seed in seeds_b]
+    distinct = len({*seeds_a}) == len(a) and len({*seeds_b}) == len(b)
+    if distinct and MIN_RUNS <= len(shared) == min(len(a), len(b)):
+        return shared
+    return []
+
+
+def _crossed(
+    a: Sequence[ScoredRun], b: Sequence[ScoredRun], *, paired: bool
+) -> dict[str, Difference]:
+    """The differences of runs that are all scored on the same rows."""
+    task, labels = a[0].task, a[0].labels
     predictions = np.stack([run.predictions for run in (*a, *b)])
     scores = [compute(task.metrics, row, labels) for row in predictions]
     covariances = score_covariances(task.metrics, predictions, labels, seed=0)

@@ -76,6 +76,9 @@ def _difference_sentences(
             f"whether the recipes differ: it takes at least {MIN_RUNS} of each, here are "
             f"{len(a['runs'])} and {len(other['runs'])}."
         )
+    num_pairs = difference["num_pairs"]
+    if 0 < num_pairs < max(len(a["runs"]), len(other["runs"])):
+        yield f"A - {label} is of the {num_pairs} seeds that both sets have, in pairs."
     changed = [
         f"{field} {one} and {another}"
         for field, (one, another) in difference["recipes_differ_in"].items()

@@ -252,7 +252,14 @@ def test_runs_with_the_same_seeds_are_paired(sets, tmp_path, capsys):
         (other / "config.yaml").write_text(
             config.replace(f"seed: {int(seed) - 3}", f"seed: {seed}")
         )
-    unpaired = compared(capsys, *good, "--against", *map(str, others))["differences"]["B"]
+    unpaired = compared(capsys, *good, "--against", *others)["differences"]["B"]
+    assert (both["num_pairs"], unpaired["num_pairs"]) == (3, 0)
+    # The runs of A whose seeds B has not are left out; with fewer than three pairs, none is.
+    more = compared(capsys, *good, *others, "--against", *bad)
+    assert more["differences"]["B"] == both
+    assert "A - B is of the 3 seeds that both sets have, in pairs." in more["sentences"]
+    fewer = compared(capsys, *good, *others, "--against", *bad[1:])["differences"]["B"]
+    assert fewer["num_pairs"] == 0
     degrees = [each["metrics"]["accuracy"]["degrees_of_freedom"] for each in (both, unpaired)]
     assert degrees[0] < degrees[1]
 

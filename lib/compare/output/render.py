@@ -38,10 +38,11 @@ def _tables(content: Mapping[str, Any]) -> list[Table]:
                 f"A - {label} ({content['sets'][label]['name']})",
                 *_difference_cells(found["metrics"][content["deciding_metric"]]),
                 f"{found['adjusted_p_value']:.2g}",
+                str(found["num_pairs"]),
             )
             for label, found in differences.items()
         )
-        header = ("", *DIFFERENCE_HEADER, f"p of {len(differences)} (Holm)")
+        header = ("", *DIFFERENCE_HEADER, f"p of {len(differences)} (Holm)", "pairs")
         title = f"All differences, in points of {content['deciding_metric']}"
         tables.append(Table(title, header, rows))
     return tables
