@@ -304,9 +304,9 @@ def make_optimizer(
     config: TrainConfig, model: PreTrainedModel, num_updates: int, accelerator: Accelerator
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """Create AdamW, and the schedule of its learning rate over the updates."""
-    groups = optimization.parameter_groups(model, config.learning_rate, config.weight_decay)
     optimizer = torch.optim.AdamW(
-        groups,
+        optimization.parameter_groups(model, config.weight_decay),
+        lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         fused=devices.has_fused_adamw(accelerator.device),

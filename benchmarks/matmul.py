@@ -106,8 +106,7 @@ def make_update(
     )
     model = BertForSequenceClassification(config).train()
     configure(model)
-    groups = parameter_groups(model, 1e-4, 0.01)
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-4, fused=True)
     ids = torch.randint(1000, 20_000, (ROWS, ROW_TOKENS))
     mask, labels = torch.ones_like(ids), torch.randint(0, 2, (ROWS,))
 

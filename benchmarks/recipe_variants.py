@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from datasets import concatenate_datasets
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 SCRIPT = Path(__file__).parent.parent / "train_mrpc.py"
@@ -69,7 +70,7 @@ LAYERWISE_DECAY = 0.9
 
 @contextlib.contextmanager
 def layerwise_decay() -> Iterator[None]:
-    """Train each layer with a lower learning rate than the layer above; the classifier with it all.
+    """Train each layer at a lower learning rate than the layer above; the embeddings at the least.
 
     Source: Howard and Ruder (2018), section 3.2, who divide by 2.6 from layer to layer.
     """
@@ -77,27 +78,29 @@ def layerwise_decay() -> Iterator[None]:
     from lib.training import optimization
 
     parameter_groups = optimization.parameter_groups
+    learning_rate_schedule = optimization.learning_rate_schedule
 
-    def groups_by_layer(
-        model: PreTrainedModel, learning_rate: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
+    def groups_by_depth(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
         layers = encoder_layers(model)
-        embeddings = dict.fromkeys(model.base_model.parameters(), len(layers) + 1)
-        pooler = dict.fromkeys(model.base_model.pooler.parameters(), 0)
-        depths = embeddings | pooler
+        depths = dict.fromkeys(model.base_model.parameters(), len(layers) + 1)
         for number, layer in enumerate(layers):
             depths |= dict.fromkeys(layer.parameters(), len(layers) - number)
+        depths |= dict.fromkeys(model.base_model.pooler.parameters(), 0)
         return [
-            {
-                **group,
-                "params": [weight],
-                "lr": learning_rate * LAYERWISE_DECAY ** depths.get(weight, 0),
-            }
-            for group in parameter_groups(model, learning_rate, weight_decay)
+            {**group, "params": [weight], "depth": depths.get(weight, 0)}
+            for group in parameter_groups(model, weight_decay)
             for weight in group["params"]
         ]
 
-    with mock.patch.object(optimization, "parameter_groups", groups_by_layer):
+    def schedule_by_depth(optimizer: torch.optim.Optimizer, *arguments: Any) -> LambdaLR:
+        for group in optimizer.param_groups:
+            group["lr"] *= LAYERWISE_DECAY ** group["depth"]
+        return learning_rate_schedule(optimizer, *arguments)
+
+    with (
+        mock.patch.object(optimization, "parameter_groups", groups_by_depth),
+        mock.patch.object(optimization, "learning_rate_schedule", schedule_by_depth),
+    ):
         yield
 
 

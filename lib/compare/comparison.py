@@ -137,7 +137,7 @@ def _compare_sets(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, A
     """Compare set A with another in each metric of the task."""
     task, changed = a[0].task, config_differences(a[0].config, b[0].config)
     if a[0].num_train is not None:
-        differences, num_pairs = _paired(a, b), len(a)
+        differences, num_pairs = _on_own_rows(a, b), len(a)
     else:
         seeds = _seeds_to_pair(a, b)
         if seeds:
@@ -192,7 +192,7 @@ def _crossed(
     return differences
 
 
-def _paired(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Difference]:
+def _on_own_rows(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Difference]:
     """The differences of runs that are scored on the same rows only in pairs."""
     if len(a) < 2:
         raise InputError(

@@ -15,19 +15,14 @@ from lib.data.tasks import IGNORED
 from lib.errors import InputError
 
 
-def parameter_groups(
-    model: PreTrainedModel, learning_rate: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's groups: no weight decay on biases and normalization weights (any vector)."""
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             decay = weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault(decay, []).append(parameter)
-    return [
-        {"params": group, "lr": learning_rate, "weight_decay": decay}
-        for decay, group in groups.items()
-    ]
+    return [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
 
 
 def learning_rate_schedule(

@@ -35,7 +35,7 @@ def test_only_ignored_rows_have_neither_loss_nor_gradient():
 
 def test_biases_and_normalization_do_not_decay(bert):
     model = load(bert)
-    groups = parameter_groups(model, 1e-3, 0.1)
+    groups = parameter_groups(model, 0.1)
     decay_of = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         plain = name.endswith("bias") or "LayerNorm" in name
