@@ -216,7 +216,6 @@ def train(config: TrainConfig, folder: RunFolder, signals: Signals) -> dict[str,
         if accelerator.is_main_process:
             folder.write_status("preempted", state.update)
         log.preempted()
-        accelerator.state.destroy_process_group()
         when = f"after update {state.update} of {num_updates}: run the same command again to resume"
         raise Preempted(preempted.signal_name, when) from None
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lib.backends import deepspeed, settings
@@ -144,15 +145,35 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except (InputError, NonFiniteError, LostProcessError, PublishError, Preempted) as error:
-        distributed = sys.modules.get("torch.distributed")
-        grouped = distributed is not None and distributed.is_initialized()
+        grouped = _distributed() is not None
         stopped = isinstance(error, Preempted)
         rank = os.environ.get("RANK" if grouped or stopped else "LOCAL_RANK", "0")
         if int(rank) <= 0 or isinstance(error, LostProcessError):
             kind = "" if stopped else "error: "
             print(f"train_mrpc.py: {kind}{error}", file=sys.stderr, flush=True)
         ignore_stop_signals()
+        if not isinstance(error, LostProcessError):
+            _leave_process_group()
         sys.exit(TRY_AGAIN if stopped else 2 if isinstance(error, InputError) else 1)
+    else:
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Destroy the process group, if there is one; all processes have to.
+
+    A thread of gloo that waits for the GIL while Python finalizes, to release a collective that
+    has just ended, would abort the process.
+    """
+    distributed = _distributed()
+    if distributed is not None:
+        distributed.destroy_process_group()
+
+
+def _distributed() -> ModuleType | None:
+    """`torch.distributed`, if it is imported and has a process group."""
+    module = sys.modules.get("torch.distributed")
+    return module if module is not None and module.is_initialized() else None
 
 
 def hide_token(arguments: list[str]) -> None:

@@ -123,11 +123,12 @@ import os, sys
 from lib.backends import devices
 from lib.cli.config import TrainConfig
 from lib.cli.rules import resolve_precision
+from lib.cli.startup import exit_status
 from lib.distributed.process_group import process_group
 
 rank = int(os.environ["RANK"])
 config = TrainConfig(demo=True, mixed_precision="auto")
-with process_group(60.0):
+with exit_status(), process_group(60.0):
     for both, before in ((("bf16", "no"), {}), (("bf16", "bf16"), {}), (("no", "no"), "bf16")):
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
         devices.fastest_precision = lambda _: both[rank]
