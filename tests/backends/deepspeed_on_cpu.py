@@ -57,7 +57,7 @@ if not sys.argv[1].endswith(".json"):
     sys.exit()
 
 Accelerator.end_training = lambda _: None  # it takes the process group down
-for arguments in json.loads(Path(sys.argv[1]).read_text()):
-    AcceleratorState._reset_state()
-    with exit_status():
+with exit_status():
+    for arguments in json.loads(Path(sys.argv[1]).read_text()):
+        AcceleratorState._reset_state()
         main(parse_arguments(arguments))
