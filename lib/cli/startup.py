@@ -136,6 +136,8 @@ def running() -> Iterator[None]:
 def exit_status() -> Iterator[None]:
     """Turn the project's errors into one line and an exit status: 2, 1, or 75 after a signal.
 
+    Leaves the process group, but not after the loss of another process.
+
     Once the process group exists all ranks raise the same error, and rank 0 prints it. Before that
     an error may concern one machine, and the first process of each prints it.
 

@@ -47,7 +47,7 @@ def free_port() -> int:
 
 
 def start_two(
-    arguments: Sequence[str], log: Path, machines: Sequence[str] = ()
+    arguments: Sequence[str], log: Path, machines: Sequence[str] = (), script: Path = SCRIPT
 ) -> list[subprocess.Popen[bytes]]:
     """Start two processes without a launcher, as srun does."""
     port = free_port()
@@ -67,7 +67,7 @@ def start_two(
         with log.open("a") as file:
             processes.append(
                 subprocess.Popen(
-                    [*inside, sys.executable, "-u", str(SCRIPT), *arguments],
+                    [*inside, sys.executable, "-u", str(script), *arguments],
                     cwd=ROOT,
                     env=environment,
                     stdout=file,
